@@ -1,0 +1,121 @@
+"""Weighted nearest-neighbour classification of frozen features (Wu et al. 2018, arXiv 1805.01978)."""
+
+import warnings
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from contrastive.evaluation.features import Features, class_positions, normalize, row_blocks
+from contrastive.evaluation.metrics import Classification, classify
+
+Metric = Literal["cosine", "euclidean"]
+
+
+def knn_classify(
+    train: Features,
+    test: Features,
+    *,
+    k: int = 20,
+    temperature: float = 0.1,
+    metric: Metric = "cosine",
+    exclude_self: bool = False,
+) -> Classification:
+    """Let the ``k`` nearest training samples of each test sample vote for its class.
+
+    A neighbour at cosine ``s`` votes with weight ``exp(s / temperature)``; with ``metric="euclidean"`` one at
+    distance ``d`` votes with ``1 / (d + 1e-5)`` and the temperature is not used. Published tables use
+    ``k=200, temperature=0.1`` (CIFAR-10) or ``k=20, temperature=0.07`` (ImageNet).
+
+    Args:
+        train: labelled bank.
+        test: labelled queries.
+        k: number of neighbours; clipped to the size of the bank, with a warning.
+        temperature: sharpness of the vote, positive.
+        metric: ``"cosine"`` normalises the rows, ``"euclidean"`` takes them as they are.
+        exclude_self: leave out neighbours that have the same ``index`` as the query, for a set that is
+            classified by itself.
+
+    Returns:
+        The outcome; its scores are the votes of the classes, as fractions. Ties go to the smaller label. The
+        top-5 accuracy needs ``k`` of 5 at least.
+
+    Raises:
+        ValueError: k below 1, a temperature that is not positive, an unknown metric, or unlabelled features.
+    """
+    if temperature <= 0:
+        raise ValueError(f"knn_classify: temperature is {temperature}; it must be positive, for example 0.1")
+    classes, train_classes, test_classes = class_positions(train, test, "knn_classify")
+    closeness, neighbours = nearest(train, test, k=k, metric=metric, exclude_self=exclude_self)
+    if metric == "cosine":
+        # Only ratios matter: relative to the nearest neighbour no weight can overflow.
+        weights = ((closeness.double() - closeness[:, :1]) / temperature).exp()
+    else:
+        weights = 1 / (1e-5 - closeness.double())
+    votes = torch.zeros(len(test), len(classes), dtype=torch.float64, device=weights.device)
+    votes.scatter_add_(1, train_classes.to(votes.device)[neighbours], weights)
+    votes /= votes.sum(dim=1, keepdim=True)
+    return classify(votes, test_classes.to(votes.device), classes.to(votes.device), top5=k >= 5)
+
+
+def nearest(
+    bank: Features, queries: Features, *, k: int, metric: Metric = "cosine", exclude_self: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The ``k`` nearest rows of ``bank`` for each query, exactly, in blocks of queries.
+
+    FAISS searches on the CPU where it is installed, PyTorch elsewhere; the neighbours are the same, up to ties.
+
+    Returns:
+        Closeness ``(Q, k)``, falling along each row (the cosine, or minus the Euclidean distance), and the
+        positions in ``bank``, ``(Q, k)``.
+    """
+    if metric not in ("cosine", "euclidean"):
+        raise ValueError(f'nearest: metric is {metric!r}; choose "cosine" or "euclidean"')
+    if k < 1:
+        raise ValueError(f"nearest: k is {k}; give the number of neighbours, 1 or more")
+    available = len(bank) - int(exclude_self)
+    if available < 1:
+        raise ValueError("nearest: the bank holds only the query itself; give a bank of two samples or more")
+    if k > available:
+        warnings.warn(
+            f"k={k} neighbours were asked of a bank of {available}; using {available}", stacklevel=3
+        )
+        k = available
+    rows, columns = bank.vectors.float(), queries.vectors.float().to(bank.vectors.device)
+    if metric == "cosine":
+        rows, columns = normalize(rows), normalize(columns)
+    closeness, found = _search(rows, columns, k + int(exclude_self), metric)
+    if exclude_self:
+        itself = bank.index.to(found.device)[found] == queries.index.to(found.device)[:, None]
+        # Among more than k exact copies the query may be missing from its own list: then the last one goes.
+        itself[:, -1] |= ~itself.any(dim=1)
+        order = torch.sort(itself.to(torch.uint8), dim=1, stable=True).indices[:, :k]
+        closeness, found = closeness.gather(1, order), found.gather(1, order)
+    return closeness, found
+
+
+def _search(bank: Tensor, queries: Tensor, k: int, metric: Metric) -> tuple[Tensor, Tensor]:
+    """``k`` nearest rows of ``bank``: (closeness, positions), both ``(Q, k)``."""
+    faiss = None
+    if bank.device.type == "cpu":
+        try:
+            import faiss
+        except ImportError:
+            pass
+    closeness, positions = [], []
+    if faiss is not None:
+        dim = bank.shape[1]
+        index = faiss.IndexFlatIP(dim) if metric == "cosine" else faiss.IndexFlatL2(dim)
+        index.add(bank.numpy())
+        for block in row_blocks(len(queries), len(bank)):
+            values, found = index.search(queries[block].numpy(), k)
+            values = torch.from_numpy(values)
+            closeness.append(values if metric == "cosine" else -values.clamp_min(0).sqrt())
+            positions.append(torch.from_numpy(found))
+        return torch.cat(closeness), torch.cat(positions)
+    for block in row_blocks(len(queries), len(bank)):
+        values = queries[block] @ bank.T if metric == "cosine" else -torch.cdist(queries[block], bank)
+        top = values.topk(k, dim=1)
+        closeness.append(top.values)
+        positions.append(top.indices)
+    return torch.cat(closeness), torch.cat(positions)
