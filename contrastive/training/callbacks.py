@@ -1,0 +1,140 @@
+"""What stands around a run: the plan before it, a saved state when it stops early, the encoder at its end."""
+
+import math
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import nn
+
+from contrastive.training.pretrain import Pretrain
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """Folder of a run: that of its first logger, or the trainer's root folder without one."""
+    folder = trainer.logger.log_dir if trainer.logger is not None else None
+    return Path(folder or trainer.default_root_dir)
+
+
+class RunPlan(Callback):
+    """Print what is about to happen, before the first step."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the plan on the first process."""
+        if isinstance(pl_module, Pretrain):
+            trainer.print(describe_run(trainer, pl_module))
+
+
+def describe_run(trainer: Trainer, module: Pretrain) -> str:
+    """Describe a run in a few lines: data, batch, negatives, steps, learning rate, network, machine.
+
+    Args:
+        trainer: A trainer whose training is about to start, so that its loaders are there.
+        module: What it trains.
+    """
+    data = getattr(trainer, "datamodule", None)
+    samples = getattr(data, "num_samples", None)
+    source = getattr(data, "source", None) or type(data or trainer.train_dataloader).__name__
+    together, accumulated, processes = (
+        module.samples_per_loss,
+        trainer.accumulate_grad_batches,
+        trainer.world_size,
+    )
+    negatives = module.negatives_per_anchor
+    config, steps = module.optimizer_config, module.total_steps
+    epochs = math.ceil(steps * accumulated / trainer.num_training_batches)
+    warmup, peak = config.warmup(steps), config.peak((together or 0) * accumulated)
+    rows = {
+        "data": f"{source}, {samples:,} samples" if samples else f"{source}",
+        "batch": (
+            f"{together * accumulated:,} samples a step = {together // processes:,} x {processes} process"
+            f"{'es' * (processes > 1)} x {accumulated} accumulated"
+            if together
+            else "of unknown size"
+        ),
+        "negatives": f"{negatives:,} per anchor" if negatives is not None else "not told by the objective",
+        "steps": f"{steps:,} = {epochs:,} epoch{'s' * (epochs != 1)} of {trainer.num_training_batches:,} "
+        "batches",
+        "learning rate": (
+            f"{config.name}, {warmup:,} warm-up steps to {peak:g}, cosine to {peak * config.final_fraction:g}"
+        ),
+        "encoder": f"{_named(module.encoder)}, {module.encoder.dim} features",
+        "projector": _named(module.projector),
+        "objective": type(module.objective).__name__,
+        "machine": (
+            f"{trainer.num_devices} x {module.device.type}, precision {trainer.precision}"
+            + (f", {module.cache_chunk_size:,} rows encoded at a time" if module.cache_chunk_size else "")
+        ),
+        "run folder": str(run_folder(trainer)),
+    }
+    return "Run plan\n" + "\n".join(f"  {name:<14}{value}" for name, value in rows.items())
+
+
+def _named(module: nn.Module) -> str:
+    count = sum(parameter.numel() for parameter in module.parameters())
+    return f"{type(module).__name__} ({count / 1e6:.2f} M parameters)"
+
+
+class SaveOnStop(Callback):
+    """Save a checkpoint when training is stopped from outside or by a loss that is not finite.
+
+    Ctrl-C or a termination signal leaves ``checkpoints/interrupted.ckpt`` in the run folder, a
+    ``FloatingPointError`` leaves ``checkpoints/not_finite.ckpt`` with the weights before the bad step. Either
+    can be resumed with ``trainer.fit(..., ckpt_path=...)``. Other errors save nothing: with several processes
+    they may have struck one alone, and saving together would hang.
+    """
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save, if there is anything to save."""
+        if isinstance(exception, KeyboardInterrupt | SIGTERMException):
+            name = "interrupted.ckpt"
+        elif isinstance(exception, FloatingPointError):
+            name = "not_finite.ckpt"
+        else:
+            return
+        if trainer.optimizers and not trainer.fast_dev_run:  # there are none before training
+            path = run_folder(trainer) / "checkpoints" / name
+            trainer.save_checkpoint(path)
+            rank_zero_info(f"Saved {path} at step {trainer.global_step}; resume with ckpt_path={path}")
+
+
+class ExportEncoder(Callback):
+    """Leave the trained encoder, without its projector, in ``encoder/`` of the run folder.
+
+    Exports at the end of training, and when it is interrupted.
+
+    Args:
+        evaluate: After training, evaluate the run (:func:`contrastive.evaluation.evaluate_run`).
+        report: After that, write ``report.html`` (:func:`contrastive.evaluation.report.write_report`).
+    """
+
+    def __init__(self, evaluate: bool = False, report: bool = False) -> None:
+        self.evaluate, self.report = evaluate, report
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export, evaluate and report, on the first process."""
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        folder = self._export(trainer, pl_module)
+        if self.evaluate:
+            from contrastive.evaluation import evaluate_run
+
+            evaluate_run(folder)
+        if self.report:
+            from contrastive.evaluation.report import write_report
+
+            print(f"Report: {write_report(folder)}")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Export if the run was interrupted after it had begun."""
+        interrupted = isinstance(exception, KeyboardInterrupt | SIGTERMException)
+        if interrupted and trainer.is_global_zero and trainer.global_step > 0:
+            self._export(trainer, pl_module)
+
+    def _export(self, trainer: Trainer, pl_module: LightningModule) -> Path:
+        from contrastive.encoders import save_encoder
+
+        folder = run_folder(trainer)
+        save_encoder(pl_module.encoder, folder / "encoder")
+        return folder

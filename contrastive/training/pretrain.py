@@ -1,0 +1,388 @@
+"""Contrastive pretraining: views, encoder, projector, objective."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+
+from contrastive.encoders import ProjectionHead
+from contrastive.objectives.base import Objective
+from contrastive.training.caching import encode_in_chunks
+from contrastive.training.optim import OptimizerConfig, build_optimizer
+
+if TYPE_CHECKING:
+    from contrastive.data import Batch
+
+ADAMW = OptimizerConfig()
+
+
+class Pretrain(LightningModule):
+    """Train an encoder so that views of one sample agree and views of different samples do not.
+
+    ``batch.inputs`` (uint8 images, or anything that ``views`` understands) -> V views, made on the device ->
+    ``encoder`` -> ``projector`` -> ``objective``. All views of one shape go through the network in one pass.
+
+    All randomness of a training step (views, dropout, anything drawn inside the objective) is a function of
+    ``seed``, the epoch, the batch and the process rank, so a resumed run repeats an uninterrupted one
+    exactly. For that the global generators of torch are seeded anew in every training step.
+
+    Args:
+        encoder: Maps inputs to features ``(B, encoder.dim)``. This is what a run is for; it is saved by
+            itself.
+        objective: The loss of the embeddings.
+        projector: Stands between encoder and objective while training; built for ``encoder.dim`` if it has a
+            ``setup``. ``None`` takes :class:`~contrastive.encoders.ProjectionHead`; ``nn.Identity()`` none at
+            all.
+        views: ``views(inputs, generator=...) -> list of V tensors``. ``None`` takes
+            :class:`~contrastive.views.SimCLRViews`.
+        optimizer: Optimiser, learning rate and schedule.
+        momentum: If above 0, the second of two views is encoded, without a gradient, by a copy of encoder and
+            projector that follows them as an exponential moving average (He et al. 2020, "Momentum Contrast";
+            0.99 to 0.999). The objective is called with ``(queries, keys)``.
+        symmetric: With ``momentum``: also use the first view as keys of the second and average both losses.
+        cache_chunk_size: If above 0, encode so many rows at a time, so that memory for activations does not
+            grow with the batch (:mod:`contrastive.training.caching`). Rows are counted over all views.
+        use_labels: Pass the labels of the batch to an objective that can do without. Most objectives then
+            stop treating samples with equal labels as negatives: this is supervision.
+        seed: Seed of the randomness in training steps.
+
+    Raises:
+        TypeError: If the encoder has no ``dim``.
+        ValueError: If ``momentum`` or ``cache_chunk_size`` lies outside its range, or momentum meets views
+            that are not two.
+
+    Attributes:
+        embeddings: Detached embeddings of the latest training batch, one ``(B, D)`` for each view.
+    """
+
+    embeddings: tuple[Tensor, ...]
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        objective: Objective,
+        projector: nn.Module | None = None,
+        views: nn.Module | None = None,
+        optimizer: OptimizerConfig = ADAMW,
+        momentum: float = 0.0,
+        symmetric: bool = False,
+        cache_chunk_size: int = 0,
+        use_labels: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not hasattr(encoder, "dim"):
+            raise TypeError(
+                f"encoder of Pretrain is a {type(encoder).__name__} without `dim`, the width of its "
+                "features; set it (encoder.dim = 512) or use one of contrastive.encoders."
+            )
+        if not 0 <= momentum < 1:
+            raise ValueError(
+                f"momentum of Pretrain is {momentum}; give a number in [0, 1), 0 for no momentum encoder."
+            )
+        if cache_chunk_size < 0:
+            raise ValueError(
+                f"cache_chunk_size of Pretrain is {cache_chunk_size}; give a number of rows, or 0."
+            )
+        projector = projector if projector is not None else ProjectionHead()
+        if hasattr(projector, "setup"):
+            projector.setup(encoder.dim)
+        if views is None:
+            from contrastive.views import SimCLRViews
+
+            views = SimCLRViews()
+        if momentum and getattr(views, "num_views", 2) != 2:
+            raise ValueError(
+                f"momentum of Pretrain is {momentum} and {type(views).__name__} makes {views.num_views} "
+                "views; a momentum encoder needs two: set views=2, or momentum=0."
+            )
+        self.encoder, self.projector, self.views, self.objective = encoder, projector, views, objective
+        self.key_network = None
+        if momentum:
+            from contrastive.encoders import MomentumEncoder
+
+            self.key_network = MomentumEncoder(nn.Sequential(encoder, projector), momentum)
+        self.optimizer_config = optimizer
+        self.symmetric, self.use_labels = symmetric, use_labels
+        self.cache_chunk_size, self.seed = cache_chunk_size, seed
+        self.embeddings = ()
+        self._num_samples: int | None = None
+        self._planned_steps: int | None = None
+        self._record_arguments(
+            optimizer=dataclasses.asdict(optimizer),
+            momentum=momentum,
+            symmetric=symmetric,
+            cache_chunk_size=cache_chunk_size,
+            use_labels=use_labels,
+            seed=seed,
+        )
+
+    # ------------------------------------------------------------------ before training
+
+    def setup(self, stage: str) -> None:
+        """Check what the objective requires against the data, and size its per-sample state."""
+        data = getattr(self.trainer, "datamodule", None)
+        required = set(self.objective.requires)
+        name = type(self.objective).__name__
+        if unknown := required - {"index", "labels"}:
+            raise ValueError(
+                f"objective {name} requires {', '.join(sorted(unknown))}, but Pretrain can pass index and "
+                "labels only; train it with a module of your own that passes them."
+            )
+        if ("labels" in required or self.use_labels) and getattr(data, "num_classes", None) == 0:
+            raise ValueError(
+                f"{name if 'labels' in required else 'use_labels=True'} needs labels, but the data has none "
+                "(num_classes is 0); choose a labelled data source, or an objective that does not require "
+                "labels such as InfoNCE."
+            )
+        num_samples = getattr(data, "num_samples", None)
+        if num_samples is not None and self._num_samples is None:
+            self._size_objective(num_samples)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Add the callbacks that every run should have, unless the trainer has them already."""
+        from contrastive.training.callbacks import RunPlan, SaveOnStop
+        from contrastive.training.monitor import CollapseMonitor
+
+        present = {type(callback) for callback in self.trainer.callbacks}
+        return [kind() for kind in (RunPlan, SaveOnStop, CollapseMonitor) if kind not in present]
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Build the optimiser and a schedule over all optimiser steps of the run.
+
+        Raises:
+            ValueError: If the learning rate is to follow a batch size that the loader does not tell.
+        """
+        self._planned_steps = self.total_steps
+        if self.optimizer_config.reference_batch and self.samples_per_loss is None:
+            raise ValueError(
+                "optimizer.reference_batch is set, but the loader of the training data has no batch_size to "
+                "scale the learning rate by; set reference_batch=0 and give the scaled learning_rate."
+            )
+        batch = (self.samples_per_loss or 0) * self.trainer.accumulate_grad_batches
+        optimizer, scheduler = build_optimizer(self.optimizer_config, self, self._planned_steps, batch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run.
+
+        Raises:
+            ValueError: If the trainer sets no end, so that the schedule has no length.
+        """
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError(
+                "the trainer has neither max_epochs nor max_steps, but the learning-rate schedule needs the "
+                "length of the run; set one of them."
+            )
+        return int(steps)
+
+    @property
+    def samples_per_loss(self) -> int | None:
+        """Samples over all processes that meet in one loss; None if the loader has no batch size."""
+        batch_size: int | None = getattr(self.trainer.train_dataloader, "batch_size", None)
+        return batch_size * self.trainer.world_size if batch_size else None
+
+    @property
+    def negatives_per_anchor(self) -> int | None:
+        """Negatives that one anchor meets in a step; None if objective, loader or views do not tell."""
+        num_views = 2 if self.key_network is not None else getattr(self.views, "num_views", None)
+        if self.samples_per_loss is None or num_views is None:
+            return None
+        try:
+            return self.objective.negatives_per_anchor(self.samples_per_loss, num_views)
+        except NotImplementedError:
+            return None
+
+    # ------------------------------------------------------------------ training
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Encode inputs to features ``(B, encoder.dim)``; the projector has no part in this."""
+        features: Tensor = self.encoder(inputs)
+        return features
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of one batch.
+
+        Raises:
+            FloatingPointError: If the loss is not finite; names the objective, the step and the first bad
+                row.
+            ValueError: If labels are needed and the batch has none.
+        """
+        if self.key_network is not None and batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.key_network.update()  # once for each optimiser step, before its keys are computed
+        view_seed, global_seed = self._seeds(self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(global_seed)
+        views = self.make_views(batch.inputs, view_seed)
+        loss = self._contrast(views, batch) if self.key_network is None else self._contrast_keys(views, batch)
+        self._check_finite(loss, batch)
+
+        self.log("loss", loss, prog_bar=True, on_step=True, on_epoch=False)
+        self.log(
+            "loss_epoch", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch.index)
+        )
+        self.log(
+            "learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"], on_step=True, on_epoch=False
+        )
+        for name, value in self.objective.stats.items():
+            self.log(
+                name, value.float(), on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch.index)
+            )
+        return loss
+
+    def make_views(self, inputs: Tensor, seed: int) -> list[Tensor]:
+        """Make the views of ``inputs`` on its device, as a function of ``inputs`` and ``seed`` alone."""
+        generator = torch.Generator(device=inputs.device).manual_seed(seed)
+        with torch.no_grad():
+            views: list[Tensor] = self.views(inputs, generator=generator)
+        return views
+
+    def embed(self, views: list[Tensor]) -> list[Tensor]:
+        """Embed views ``(B, ...)`` each, one pass for each shape; return one ``(B, D)`` for each view."""
+        embeddings: dict[int, Tensor] = {}
+        for shape in dict.fromkeys(view.shape for view in views):
+            places = [place for place, view in enumerate(views) if view.shape == shape]
+            rows = encode_in_chunks(
+                lambda inputs: self.projector(self.encoder(inputs)),
+                torch.cat([views[place] for place in places]),
+                self.cache_chunk_size,
+                modules=(self.encoder, self.projector),
+            )
+            embeddings.update(zip(places, rows.chunk(len(places)), strict=True))
+        return [embeddings[place] for place in range(len(views))]
+
+    def _contrast(self, views: list[Tensor], batch: Batch) -> Tensor:
+        embeddings = self.embed(views)
+        self.embeddings = tuple(embedding.detach() for embedding in embeddings)
+        return self._objective(embeddings, batch)
+
+    def _contrast_keys(self, views: list[Tensor], batch: Batch) -> Tensor:
+        """The same with keys of the momentum encoder: one direction, or the mean of both."""
+        assert self.key_network is not None
+        directions = 2 if self.symmetric else 1
+        queries = self.embed(views[:directions])
+        with torch.no_grad():
+            keys = self.key_network(torch.cat(views[::-1][:directions])).chunk(directions)
+        self.embeddings = (queries[0].detach(), keys[0])
+        losses = [self._objective([query, key], batch) for query, key in zip(queries, keys, strict=True)]
+        return torch.stack(losses).mean()
+
+    def _objective(self, embeddings: list[Tensor], batch: Batch) -> Tensor:
+        wants_labels = self.use_labels or "labels" in self.objective.requires
+        if wants_labels and batch.labels is None:
+            raise ValueError(
+                f"objective {type(self.objective).__name__} is to be given labels, but the batch has none; "
+                "choose a labelled data source, or set use_labels=False and an objective that does not "
+                "require them."
+            )
+        loss: Tensor = self.objective(
+            *embeddings, index=batch.index, labels=batch.labels if wants_labels else None
+        )
+        return loss
+
+    def _seeds(self, *place: int) -> tuple[int, int]:
+        """Two seeds (views, global): a function of :attr:`seed` and a place in the run, nothing else."""
+        first, second = np.random.SeedSequence([self.seed, *place]).generate_state(2, np.uint64).tolist()
+        return first >> 1, second >> 1
+
+    def _check_finite(self, loss: Tensor, batch: Batch) -> None:
+        """Stop all processes together, before the step is taken, if the loss of any is not finite."""
+        bad = ~torch.isfinite(loss.detach())
+        if self.trainer.world_size > 1:
+            bad = self.all_gather(bad.float()).any()
+        if not bad:
+            return
+        rows = torch.stack([~torch.isfinite(embedding).all(dim=1) for embedding in self.embeddings]).any(
+            dim=0
+        )
+        if rows.any():
+            row = int(rows.nonzero()[0])
+            where = f"the first embedding that is not finite is row {row} (sample {int(batch.index[row])})"
+        else:
+            where = "all embeddings of this process are finite"
+        raise FloatingPointError(
+            f"the loss of {type(self.objective).__name__} is {loss.item()} at step {self.global_step}: "
+            f"{where}. The step was not taken. Lower optimizer.learning_rate, lengthen its warm-up, clip "
+            "gradients (trainer.gradient_clip_val), or raise the temperature; with 16-bit precision try "
+            "bf16-mixed."
+        )
+
+    # ------------------------------------------------------------------ evaluation and features
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log ``val_loss`` on views that are the same in every epoch."""
+        self._held_out(batch, batch_idx, "val_loss")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log ``test_loss`` on fixed views."""
+        self._held_out(batch, batch_idx, "test_loss")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return features ``(B, encoder.dim)``."""
+        return self(batch.inputs)
+
+    def _held_out(self, batch: Batch, batch_idx: int, name: str) -> None:
+        if "index" in self.objective.requires:
+            return  # its state belongs to training samples; a held-out loss has no meaning
+        views = self.make_views(batch.inputs, self._seeds(batch_idx, self.global_rank)[0])
+        loss = self._objective(self.embed(views), batch)
+        self.log(name, loss, prog_bar=True, sync_dist=True, batch_size=len(batch.index))
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note what the weights do not tell: the size of per-sample state, the length of the schedule."""
+        checkpoint["contrastive"] = {"num_samples": self._num_samples, "total_steps": self._planned_steps}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Size the objective's state for the checkpoint; say so if the run now has another length.
+
+        Raises:
+            ValueError: If the run that is resumed had another number of samples.
+        """
+        saved = checkpoint.get("contrastive", {})
+        samples, steps = saved.get("num_samples"), saved.get("total_steps")
+        if self._num_samples is None and samples is not None:
+            self._size_objective(samples)
+        elif samples != self._num_samples:
+            raise ValueError(
+                f"the checkpoint was trained on {samples} samples, the data given has {self._num_samples}; "
+                "resume with the same data, or start a new run from the saved encoder."
+            )
+        if steps is not None and self._planned_steps is not None and steps != self._planned_steps:
+            rank_zero_warn(
+                f"the run that is resumed was planned for {steps} optimiser steps, this one for "
+                f"{self._planned_steps}: the learning rate continues on the new schedule."
+            )
+
+    def _size_objective(self, num_samples: int) -> None:
+        self.objective.setup(num_samples)
+        self._num_samples = num_samples
+
+    def _record_arguments(self, **plain: Any) -> None:
+        """Store the constructor's arguments in checkpoints as plain data, never as pickled modules.
+
+        Built from a configuration, they are that configuration. Built in Python, they are the plain arguments
+        and, for parts that know their own (``config``), class path and arguments.
+        """
+        given = _given_hyperparameters.get()
+        if given is None:
+            parts = {name: getattr(self, name) for name in ("encoder", "objective", "projector", "views")}
+            given = plain | {
+                name: {
+                    "class_path": f"{type(part).__module__}.{type(part).__qualname__}",
+                    "init_args": part.config,
+                }
+                for name, part in parts.items()
+                if isinstance(getattr(part, "config", None), dict)
+            }
+            given["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
+        self.save_hyperparameters(given, logger=False)
