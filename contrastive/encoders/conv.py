@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from contrastive.encoders.normalise import Normalise
+from contrastive.encoders.normalise import Normalise, channel_statistics
 
 
 class ConvEncoder(nn.Module):
@@ -32,8 +32,7 @@ class ConvEncoder(nn.Module):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        mean = list(mean) if mean is not None else [0.5] * in_channels
-        std = list(std) if std is not None else [0.25] * in_channels
+        mean, std = channel_statistics(in_channels, mean, std)
         self.config: dict[str, Any] = {
             "in_channels": in_channels, "width": width, "stages": stages, "mean": mean, "std": std
         }  # fmt: skip

@@ -1,22 +1,24 @@
-"""What every image encoder does first: check the images, scale them, shift them."""
+"""What every encoder does first: check its input, scale it, shift it."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Where nothing is known about the images: centred, with the spread of a typical photograph.
+IMAGE_MEAN, IMAGE_STD = 0.5, 0.25
 
 
 class Normalise(nn.Module):
-    """Turn uint8 or [0, 1] images into standardised floats: ``(images - mean) / std`` per channel.
+    """Turn uint8 or floating-point inputs into standardised floats: ``(inputs - mean) / std`` per channel.
 
     The statistics are buffers that follow the module to its device and dtype. They are not part of the
     ``state_dict``, because the constructor arguments of the encoder already record them.
 
     Args:
-        mean: One value for each channel, in units of the [0, 1] scale.
+        mean: One value for each channel; for uint8 inputs in units of the [0, 1] scale.
         std: One positive value for each channel, in the same units.
+        spatial: ``True`` for images ``(B, C, H, W)``, ``False`` for vectors ``(B, C)``.
 
     Raises:
         ValueError: If ``mean`` and ``std`` differ in length, or a ``std`` is not positive.
@@ -25,46 +27,67 @@ class Normalise(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], spatial: bool = True) -> None:
         super().__init__()
         if len(mean) != len(std) or not mean:
             raise ValueError(
                 f"mean and std of an encoder have {len(mean)} and {len(std)} values; "
-                "both need one value for each image channel: give lists of the same length."
+                "both need one value for each input channel: give lists of that length."
             )
-        if any(value <= 0 for value in std):
+        if not all(value > 0 for value in std):
             raise ValueError(f"std of an encoder is {list(std)}; every value must be above 0: correct it.")
-        self.register_buffer(
-            "mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False
-        )
-        self.register_buffer(
-            "std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False
-        )
+        shape = (1, len(mean), 1, 1) if spatial else (1, len(mean))
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(shape), persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """Standardise a batch.
 
         Args:
-            images: ``(B, C, H, W)``, uint8 in 0..255 or floating point in [0, 1].
+            inputs: ``(B, C, H, W)`` or ``(B, C)``; uint8 in 0..255 is divided by 255 first, floats are
+                taken as they are (images: in [0, 1]).
 
         Returns:
-            ``(B, C, H, W)`` in the dtype of the module.
+            The same shape in the dtype of the module.
 
         Raises:
-            TypeError: If ``images`` is neither uint8 nor floating point.
-            ValueError: If ``images`` does not have four dimensions or the right number of channels.
+            TypeError: If ``inputs`` is neither uint8 nor floating point.
+            ValueError: If ``inputs`` does not have the right number of dimensions or channels.
         """
         channels = self.mean.shape[1]
-        if images.dim() != 4 or images.shape[1] != channels:
+        if inputs.dim() != self.mean.dim() or inputs.shape[1] != channels:
+            accepted = f"(B, {channels}, H, W)" if self.mean.dim() == 4 else f"(B, {channels})"
             raise ValueError(
-                f"images given to an encoder have shape {tuple(images.shape)}; (B, {channels}, H, W) is needed: "
-                "add the missing dimension, or build the encoder with the in_channels of your images."
+                f"the input of an encoder has shape {tuple(inputs.shape)}; {accepted} is needed: "
+                "reshape it, or build the encoder for the channels of your data."
             )
-        if images.dtype == torch.uint8:
-            return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
-        if not images.is_floating_point():
+        if inputs.dtype == torch.uint8:
+            return (inputs.to(self.mean.dtype) / 255 - self.mean) / self.std
+        if not inputs.is_floating_point():
             raise TypeError(
-                f"images given to an encoder are {images.dtype}; uint8 (0..255) or floats in [0, 1] are accepted: "
-                "convert them with .to(torch.uint8) if they hold 0..255."
+                f"the input of an encoder is {inputs.dtype}; uint8 (0..255) or floating point is accepted: "
+                "convert it with .to(torch.uint8) or .float()."
             )
-        return (images.to(self.mean.dtype) - self.mean) / self.std
+        return (inputs.to(self.mean.dtype) - self.mean) / self.std
+
+
+def channel_statistics(
+    channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[list[float], list[float]]:
+    """Fill in the statistics that the caller of an image encoder left out.
+
+    Returns:
+        ``mean`` and ``std`` as lists; 0.5 and 0.25 for each channel where they were ``None``.
+
+    Raises:
+        ValueError: If ``channels`` is below 1, or a given list does not have ``channels`` values.
+    """
+    if channels < 1:
+        raise ValueError(f"in_channels of an encoder is {channels}; give an integer of 1 or more.")
+    for name, values in {"mean": mean, "std": std}.items():
+        if values is not None and len(values) != channels:
+            raise ValueError(
+                f"{name} of an encoder has {len(values)} values for in_channels={channels}; "
+                "give one value for each channel."
+            )
+    return list(mean or [IMAGE_MEAN] * channels), list(std or [IMAGE_STD] * channels)
