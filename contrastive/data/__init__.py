@@ -1,0 +1,27 @@
+"""Data for contrastive learning: images and feature vectors as batches that know their place in the data set."""
+
+from typing import TYPE_CHECKING, Any
+
+from contrastive.data.loader import Batch, Loader
+
+if TYPE_CHECKING:
+    from contrastive.data.check import DataReport, check_data
+    from contrastive.data.module import ImageData, TensorData
+
+__all__ = ["Batch", "DataReport", "ImageData", "Loader", "TensorData", "check_data"]
+
+# Imported on first use, so that whoever needs only `Batch` does not wait for Lightning.
+_LATER = {
+    "ImageData": "contrastive.data.module",
+    "TensorData": "contrastive.data.module",
+    "DataReport": "contrastive.data.check",
+    "check_data": "contrastive.data.check",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'contrastive.data' has no attribute {name!r}; it has {', '.join(__all__)}")
+    from importlib import import_module
+
+    return getattr(import_module(_LATER[name]), name)
