@@ -1,0 +1,252 @@
+"""``contrastive fit|validate|test|predict``: Lightning's command line with this project's defaults.
+
+Any LightningModule and LightningDataModule can be named; :class:`~contrastive.training.Pretrain` and
+:class:`~contrastive.data.ImageData` are what is used if nobody names another.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from contrastive import data, encoders, objectives, training, views
+from contrastive.cli import INTERRUPTED, TERMINATED
+from contrastive.cli.checkpoint import differences, explain_mismatch, read_model
+from contrastive.cli.errors import ShortErrors
+from contrastive.cli.progress import RunProgress
+from contrastive.cli.run_folder import SaveRun, new_run_folder, newest_checkpoint
+from contrastive.training import ExportEncoder, SaveOnStop
+
+for package in (data, encoders, objectives, training, views):
+    for public in package.__all__:
+        getattr(package, public)  # short class names are found among imported classes, and some are imported late
+
+MODEL = "contrastive.training.Pretrain"
+DATA = "contrastive.data.ImageData"
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a run does besides training.
+
+    Args:
+        best: Name of the logged metric by which ``checkpoints/best.ckpt`` is kept. There is none if nothing logs it.
+        best_mode: ``min`` or ``max``.
+        evaluate: Evaluate the encoder when training is over.
+        report: Write ``report.html`` after that.
+    """
+
+    best: str = "val_loss"
+    best_mode: str = "min"
+    evaluate: bool = True
+    report: bool = True
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keep the best checkpoint if its metric is logged at all, as not every objective has a held-out loss."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save after validation if the metric is there."""
+        if self.monitor in trainer.callback_metrics:
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save after an epoch if the metric is there."""
+        if self.monitor in trainer.callback_metrics:
+            super().on_train_epoch_end(trainer, pl_module)
+
+
+class Parser(ShortErrors, LightningArgumentParser):
+    """Lightning's parser with short errors and without abbreviated options, which would hide misspelt ones."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+
+class TrainerCLI(LightningCLI):
+    """Lightning's command line, except that a run has a folder and a checkpoint gives way to what was typed.
+
+    Args:
+        words: The command line after ``contrastive``.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = list(words)
+        self.changed: list[str] = []
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveRun,
+            trainer_defaults={"log_every_n_steps": 10},
+            seed_everything_default=SEED,
+            parser_class=Parser,
+            args=self.words,
+            auto_configure_optimizers=False,  # or --optimizer would replace the schedule and parameter groups
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the default classes, the run folder and what a run does besides training."""
+        parser.add_argument("--name", type=str | None, help="Name of the run; that of the configuration by default.")
+        parser.add_argument("--run_dir", type=str | None, help="Folder of the run; runs/<name>/<number> by default.")
+        parser.add_class_arguments(Extras, "extras")
+        parser.set_defaults({"model": {"class_path": MODEL}, "data": {"class_path": DATA}})
+
+    # ------------------------------------------------------------------ what was asked for
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, with the model of a checkpoint as a configuration below all others."""
+        words, stored = self.words, {}
+        if checkpoint := _given(words, "ckpt_path"):
+            if checkpoint in ("last", "best"):
+                checkpoint = str(newest_checkpoint(_name(words), checkpoint))
+            stored = read_model(Path(checkpoint))
+            below = ["--config", json.dumps({"model": stored})] if stored else []
+            words = [words[0], *below, *words[1:], f"--ckpt_path={checkpoint}"]
+        self.config = parser.parse_args(words)
+        if stored:
+            requested = yaml.safe_load(parser.dump(self.config, skip_none=False))[words[0]]
+            self.changed = differences(stored, requested["model"])
+            for change in self.changed:
+                print(change)
+        if checkpoint and "weights_only" in self.config[words[0]]:
+            self.config[words[0]]["weights_only"] = True  # reading a checkpoint never runs code that is in it
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave out what Lightning does here: it puts values of a checkpoint above those that were typed."""
+
+    def before_instantiate_classes(self) -> None:
+        """Let the parts that have a seed of their own, and were given none, follow ``--seed_everything``."""
+        seed = self._get(self.config, "seed_everything")
+        for part in ("model", "data"):
+            arguments = (self._get(self.config, part) or {}).get("init_args") or {}
+            if arguments.get("seed") == SEED and not isinstance(seed, bool):
+                arguments["seed"] = seed
+
+    # ------------------------------------------------------------------ the trainer
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the run folder and a trainer with the default callbacks and loggers beside the user's."""
+        config = {**self._get(self.config_init, "trainer"), **kwargs}
+        config["callbacks"] = _as_list(config["callbacks"])
+        if config["enable_progress_bar"] is not False and not _any(config["callbacks"], ProgressBar):
+            config["callbacks"].append(RunProgress())
+        if self.subcommand != "fit" or config["fast_dev_run"]:
+            self.save_config_callback = None
+            config["logger"] = config["logger"] or False
+        else:
+            folder = new_run_folder(_name(self.words), self._get(self.config, "run_dir"))
+            checkpoint = self._get(self.config, "ckpt_path")
+            self.save_config_kwargs = {"folder": folder, "words": self.words, "checkpoint": checkpoint}
+            config["default_root_dir"] = str(folder)
+            config["logger"] = self._loggers(folder, config["logger"])
+            config["callbacks"] += self._callbacks(folder, config)
+        return self._instantiate_trainer(config, [])
+
+    def _loggers(self, folder: Path, given: Any) -> list[Logger] | bool:
+        """Return a CSV file and TensorBoard events in the run folder; a user's loggers replace TensorBoard."""
+        if given is False:
+            return False
+        table = CSVLogger(folder, name="", version="")
+        return [table, *(_as_list(given) if given is not True else [])] if given not in (None, True) else [
+            table, TensorBoardLogger(folder, name="", version="")
+        ]  # fmt: skip
+
+    def _callbacks(self, folder: Path, config: dict[str, Any]) -> list[Callback]:
+        extras: Extras = self._get(self.config_init, "extras")
+        callbacks: list[Callback] = []
+        if config["enable_checkpointing"] is not False:
+            checkpoints = folder / "checkpoints"
+            callbacks.append(ModelCheckpoint(checkpoints, save_last=True, save_top_k=0))
+            callbacks.append(
+                BestCheckpoint(
+                    checkpoints, "best", monitor=extras.best, mode=extras.best_mode, enable_version_counter=False
+                )
+            )
+            callbacks.append(SaveOnStop())
+        if hasattr(getattr(self.model, "encoder", None), "config"):
+            callbacks.append(ExportEncoder(evaluate=extras.evaluate, report=extras.report))
+        return [callback for callback in callbacks if not _any(config["callbacks"], type(callback))]
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run, and explain a checkpoint of another shape in a sentence."""
+        try:
+            super()._run_subcommand(subcommand)
+        except RuntimeError as problem:
+            explained = explain_mismatch(str(problem), self._get(self.config, "ckpt_path"), self.changed)
+            if explained is None:
+                raise
+            raise ValueError(explained) from None
+
+
+def run_trainer(words: Sequence[str]) -> int:
+    """Run ``fit``, ``validate``, ``test`` or ``predict`` and return the exit code."""
+    hush()
+    try:
+        TrainerCLI(words)
+    except SIGTERMException:
+        return TERMINATED
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into this
+            return INTERRUPTED
+        return stop.code if isinstance(stop.code, int) else 0
+    return 0
+
+
+def hush() -> None:
+    """Keep away notes of Lightning and torch that ask a user of this command for nothing."""
+    for message in (
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*exists and is not empty.*",
+        ".*treespec, LeafSpec.*",
+        ".*`configure_callbacks`.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).addFilter(_asks_for_nothing)
+
+
+def _asks_for_nothing(record: logging.LogRecord) -> bool:
+    noise = ("Tip:", "available: False", "Seed set to", "`Trainer.fit` stopped:", "callbacks returned from")
+    return not any(part in record.getMessage() for part in noise)
+
+
+def _given(words: Sequence[str], option: str) -> str | None:
+    """Return an option's value before anything is parsed: from the command line, else the last configuration."""
+    found = None
+    for position, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        value = value if equals else words[position + 1] if position + 1 < len(words) else ""
+        if name == f"--{option}":
+            return value
+        if name in ("--config", "-c") and Path(value).is_file():
+            content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            found = content.get(option, found) if isinstance(content, dict) else found
+    return found
+
+
+def _name(words: Sequence[str]) -> str:
+    """Return the name of the run: as given, else that of the last configuration file, else of the model."""
+    config = _given([word for word in words if not word.startswith("--name")], "config")
+    return _given(words, "name") or (Path(config).stem if config else "run")
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def _any(callbacks: Sequence[Callback], kind: type) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)
