@@ -51,7 +51,7 @@ def encode_in_chunks(
     return torch.cat(
         [
             checkpoint(network, chunk, use_reentrant=False, context_fn=contexts)
-            for chunk in inputs.split(chunk_size)
+            for chunk in torch.split(inputs, chunk_size)
         ]
     )
 

@@ -4,10 +4,11 @@ import math
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
+from contrastive.encoders import save_encoder
 from contrastive.training.pretrain import Pretrain
 
 
@@ -93,7 +94,8 @@ class SaveOnStop(Callback):
             name = "not_finite.ckpt"
         else:
             return
-        if trainer.optimizers and not trainer.fast_dev_run:  # there are none before training
+        started = trainer.optimizers and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if started:
             path = run_folder(trainer) / "checkpoints" / name
             trainer.save_checkpoint(path)
             rank_zero_info(f"Saved {path} at step {trainer.global_step}; resume with ckpt_path={path}")
@@ -112,29 +114,36 @@ class ExportEncoder(Callback):
     def __init__(self, evaluate: bool = False, report: bool = False) -> None:
         self.evaluate, self.report = evaluate, report
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn about a module that has nothing to export."""
+        if not isinstance(getattr(pl_module, "encoder", None), nn.Module):
+            rank_zero_warn(
+                f"{type(pl_module).__name__} has no attribute `encoder`, so no encoder is exported, "
+                "evaluated or reported; name the network that is to be kept `self.encoder`."
+            )
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export, evaluate and report, on the first process."""
-        if not trainer.is_global_zero or trainer.fast_dev_run:
+        if not self._export(trainer, pl_module):
             return
-        folder = self._export(trainer, pl_module)
         if self.evaluate:
             from contrastive.evaluation import evaluate_run
 
-            evaluate_run(folder)
+            evaluate_run(run_folder(trainer))
         if self.report:
             from contrastive.evaluation.report import write_report
 
-            print(f"Report: {write_report(folder)}")
+            print(f"Report: {write_report(run_folder(trainer))}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Export if the run was interrupted after it had begun."""
-        interrupted = isinstance(exception, KeyboardInterrupt | SIGTERMException)
-        if interrupted and trainer.is_global_zero and trainer.global_step > 0:
+        if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.global_step > 0:
             self._export(trainer, pl_module)
 
-    def _export(self, trainer: Trainer, pl_module: LightningModule) -> Path:
-        from contrastive.encoders import save_encoder
-
-        folder = run_folder(trainer)
-        save_encoder(pl_module.encoder, folder / "encoder")
-        return folder
+    def _export(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        encoder = getattr(pl_module, "encoder", None)
+        dry = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if not isinstance(encoder, nn.Module) or not trainer.is_global_zero or dry:
+            return False
+        save_encoder(encoder, run_folder(trainer) / "encoder")
+        return True

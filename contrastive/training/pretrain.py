@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from contrastive.encoders import ProjectionHead
+from contrastive.encoders import MomentumEncoder, ProjectionHead
 from contrastive.objectives.base import Objective
 from contrastive.training.caching import encode_in_chunks
 from contrastive.training.optim import OptimizerConfig, build_optimizer
@@ -54,9 +55,9 @@ class Pretrain(LightningModule):
         seed: Seed of the randomness in training steps.
 
     Raises:
-        TypeError: If the encoder has no ``dim``.
-        ValueError: If ``momentum`` or ``cache_chunk_size`` lies outside its range, or momentum meets views
-            that are not two.
+        TypeError: If the encoder has no integer ``dim``.
+        ValueError: If ``momentum``, ``cache_chunk_size`` or ``seed`` lies outside its range, or momentum
+            meets views that are not two.
 
     Attributes:
         embeddings: Detached embeddings of the latest training batch, one ``(B, D)`` for each view.
@@ -78,10 +79,12 @@ class Pretrain(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not hasattr(encoder, "dim"):
+        dim = getattr(encoder, "dim", None)
+        if not isinstance(dim, int):
             raise TypeError(
-                f"encoder of Pretrain is a {type(encoder).__name__} without `dim`, the width of its "
-                "features; set it (encoder.dim = 512) or use one of contrastive.encoders."
+                f"encoder of Pretrain is a {type(encoder).__name__} whose dim is {dim!r}; an integer is "
+                "needed, the width of its features: set it (encoder.dim = 512) or use one of "
+                "contrastive.encoders."
             )
         if not 0 <= momentum < 1:
             raise ValueError(
@@ -91,9 +94,11 @@ class Pretrain(LightningModule):
             raise ValueError(
                 f"cache_chunk_size of Pretrain is {cache_chunk_size}; give a number of rows, or 0."
             )
+        if seed < 0:
+            raise ValueError(f"seed of Pretrain is {seed}; give 0 or more.")
         projector = projector if projector is not None else ProjectionHead()
-        if hasattr(projector, "setup"):
-            projector.setup(encoder.dim)
+        if callable(build := getattr(projector, "setup", None)):
+            build(dim)
         if views is None:
             from contrastive.views import SimCLRViews
 
@@ -104,11 +109,7 @@ class Pretrain(LightningModule):
                 "views; a momentum encoder needs two: set views=2, or momentum=0."
             )
         self.encoder, self.projector, self.views, self.objective = encoder, projector, views, objective
-        self.key_network = None
-        if momentum:
-            from contrastive.encoders import MomentumEncoder
-
-            self.key_network = MomentumEncoder(nn.Sequential(encoder, projector), momentum)
+        self.key_network = MomentumEncoder(nn.Sequential(encoder, projector), momentum) if momentum else None
         self.optimizer_config = optimizer
         self.symmetric, self.use_labels = symmetric, use_labels
         self.cache_chunk_size, self.seed = cache_chunk_size, seed
@@ -151,10 +152,10 @@ class Pretrain(LightningModule):
         from contrastive.training.callbacks import RunPlan, SaveOnStop
         from contrastive.training.monitor import CollapseMonitor
 
-        present = {type(callback) for callback in self.trainer.callbacks}
+        present = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
         return [kind() for kind in (RunPlan, SaveOnStop, CollapseMonitor) if kind not in present]
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the optimiser and a schedule over all optimiser steps of the run.
 
         Raises:
@@ -297,7 +298,7 @@ class Pretrain(LightningModule):
         """Stop all processes together, before the step is taken, if the loss of any is not finite."""
         bad = ~torch.isfinite(loss.detach())
         if self.trainer.world_size > 1:
-            bad = self.all_gather(bad.float()).any()
+            bad = torch.as_tensor(self.all_gather(bad)).any()
         if not bad:
             return
         rows = torch.stack([~torch.isfinite(embedding).all(dim=1) for embedding in self.embeddings]).any(
@@ -327,7 +328,7 @@ class Pretrain(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return features ``(B, encoder.dim)``."""
-        return self(batch.inputs)
+        return self.forward(batch.inputs)
 
     def _held_out(self, batch: Batch, batch_idx: int, name: str) -> None:
         if "index" in self.objective.requires:
