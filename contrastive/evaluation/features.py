@@ -1,7 +1,7 @@
 """Features of a data set: computed once with a frozen encoder, then used by every evaluation."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ BLOCK_ELEMENTS = 1 << 24
 """Largest block of pairwise values that an evaluation holds at a time (64 MiB in float32)."""
 
 
-@dataclass(frozen=True)
 class Features:
     """Vectors of ``N`` samples with their labels and their positions in the data set.
 
@@ -27,23 +26,19 @@ class Features:
         ValueError: wrong shapes, no rows, or a NaN or infinite value (the first bad row is named).
     """
 
-    vectors: Tensor
-    labels: Tensor | None = None
-    index: Tensor = field(default=None)  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        vectors = self.vectors
+    def __init__(self, vectors: Tensor, labels: Tensor | None = None, index: Tensor | None = None) -> None:
         if not vectors.is_floating_point():
             raise TypeError(
                 f"Features: vectors have dtype {vectors.dtype}; give floating point, as vectors.float()"
             )
         if vectors.ndim != 2 or 0 in vectors.shape:
             raise ValueError(
-                f"Features: vectors have shape {tuple(vectors.shape)}; expected (N, D) with at least one row and "
-                "one column; flatten each sample to one row"
+                f"Features: vectors have shape {tuple(vectors.shape)}; expected (N, D) with at least one row "
+                "and one column; flatten each sample to one row"
             )
-        if self.index is None:
-            object.__setattr__(self, "index", torch.arange(len(vectors), device=vectors.device))
+        self.vectors = vectors
+        self.labels = labels
+        self.index = torch.arange(len(vectors), device=vectors.device) if index is None else index
         for name, values in (("labels", self.labels), ("index", self.index)):
             if values is None:
                 continue
@@ -61,8 +56,8 @@ class Features:
             row = int(bad[0])
             raise ValueError(
                 f"Features: {len(bad)} of {len(vectors)} vectors are NaN or infinite, the first in row {row} "
-                f"(sample {int(self.index[row])}); every value must be finite: check the encoder's weights, or "
-                "extract in float32"
+                f"(sample {int(self.index[row])}); every value must be finite: check the encoder's weights, "
+                "or extract in float32"
             )
 
     def __len__(self) -> int:
@@ -107,8 +102,8 @@ def class_positions(train: Features, test: Features, call: str) -> tuple[Tensor,
     """
     if train.vectors.shape[1] != test.vectors.shape[1]:
         raise ValueError(
-            f"{call}: train has {train.vectors.shape[1]} columns and test has {test.vectors.shape[1]}; both must "
-            "come from the same encoder"
+            f"{call}: train has {train.vectors.shape[1]} columns and test has {test.vectors.shape[1]}; "
+            "both must come from the same encoder"
         )
     labels = torch.cat([train.require_labels(call), test.require_labels(call).to(train.vectors.device)])
     classes, positions = torch.unique(labels, return_inverse=True)
@@ -129,8 +124,8 @@ def extract_features(
 
     Args:
         encoder: maps a batch of inputs to ``(B, D)``. Its training mode is restored afterwards.
-        loader: yields batches with the attributes ``inputs``, ``index`` and ``labels`` (``contrastive.data.Batch``)
-            or ``(inputs, labels)`` pairs, which are numbered as they come.
+        loader: yields batches with ``inputs``, ``index`` and ``labels`` (``contrastive.data.Batch``), or
+            ``(inputs, labels)`` pairs, which are numbered as they come.
         device: where to compute; the device of the encoder's first parameter or buffer if left out.
         gather: under ``torch.distributed``, join the features of all processes, on all of them. Every process
             must then make this call; False keeps to the samples of this process.
@@ -139,16 +134,12 @@ def extract_features(
         Features on the CPU, in float32.
 
     Raises:
-        ValueError: an empty loader, an output that is not ``(B, D)``, a NaN or infinite feature, or unnumbered
-            batches where several processes must be joined.
+        ValueError: an empty loader, an output that is not ``(B, D)``, a NaN or infinite feature, or
+            unnumbered batches where several processes must be joined.
     """
-    first = next(encoder.parameters(), None)
-    first = next(encoder.buffers(), None) if first is None else first
-    device = (
-        torch.device(device)
-        if device is not None
-        else (torch.device("cpu") if first is None else first.device)
-    )
+    if device is None:
+        device = next((tensor.device for tensor in chain(encoder.parameters(), encoder.buffers())), "cpu")
+    device = torch.device(device)
     gather = gather and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     vectors, labels, index = [], [], []
     count = 0
@@ -161,8 +152,9 @@ def extract_features(
                     inputs, batch_index, batch_labels = batch.inputs, batch.index, batch.labels
                 elif gather:
                     raise ValueError(
-                        "extract_features: batches without data-set indices cannot be joined over processes, because "
-                        "repeated samples would count twice; yield contrastive.data.Batch, or pass gather=False"
+                        "extract_features: batches without data-set indices cannot be joined over processes, "
+                        "because repeated samples would count twice; yield contrastive.data.Batch, or pass "
+                        "gather=False"
                     )
                 else:
                     inputs, batch_labels = batch
@@ -170,8 +162,8 @@ def extract_features(
                 output = encoder(inputs.to(device, non_blocking=True))
                 if output.ndim != 2 or len(output) != len(inputs):
                     raise ValueError(
-                        f"extract_features: the encoder gave shape {tuple(output.shape)} for {len(inputs)} inputs; "
-                        "expected (B, D): pool or flatten its output to one vector a sample"
+                        f"extract_features: the encoder gave shape {tuple(output.shape)} for {len(inputs)} "
+                        "inputs; expected (B, D): pool or flatten its output to one vector a sample"
                     )
                 count += len(inputs)
                 vectors.append(output.float().cpu())
@@ -183,9 +175,7 @@ def extract_features(
             module.training = mode
     if not vectors:
         raise ValueError("extract_features: the loader gave no batch; check that its split is not empty")
-    parts = [torch.cat(vectors).clone(), torch.cat(index).clone()]
-    if labels:
-        parts.append(torch.cat(labels).clone())
+    parts = [torch.cat(part) for part in (vectors, index, labels) if part]
     if gather:
         parts = [_gather_rows(part, device) for part in parts]
     order, kept = _first_of_each(parts[1])

@@ -14,7 +14,7 @@ from contrastive.evaluation.features import normalize, row_blocks
 
 
 def alignment(first: Tensor, second: Tensor, *, alpha: float = 2.0) -> float:
-    """Mean distance of the two views of a sample, ``mean_i |x_i - y_i|^alpha`` (Wang & Isola 2020, 2005.10242).
+    """Mean distance of the two views of a sample, ``mean_i |x_i - y_i|^alpha`` (Wang & Isola, 2005.10242).
 
     Args:
         first: ``(N, D)``; rows are normalised here.
@@ -23,7 +23,8 @@ def alignment(first: Tensor, second: Tensor, *, alpha: float = 2.0) -> float:
     """
     if first.shape != second.shape:
         raise ValueError(
-            f"alignment: the views have shapes {tuple(first.shape)} and {tuple(second.shape)}; they must be equal"
+            f"alignment: the views have shapes {tuple(first.shape)} and {tuple(second.shape)}; give two of "
+            "equal shape (N, D)"
         )
     distances = (normalize(first.double()) - normalize(second.double())).norm(dim=1)
     return float(distances.pow(alpha).mean())
@@ -35,8 +36,8 @@ def uniformity(z: Tensor, *, t: float = 2.0, form: Literal["log", "negated"] = "
     Args:
         z: ``(N, D)``; rows are normalised here.
         t: sharpness of the Gaussian potential.
-        form: ``"log"`` is Wang & Isola's (2005.10242): at most 0, smaller is more even. ``"negated"`` is its
-            negation, the positive number in the tables of Wang & Liu (2012.09740): at most 3.94 for t = 2, D = 128.
+        form: ``"log"`` is Wang & Isola's (2005.10242): at most 0, smaller is more even. ``"negated"`` is the
+            positive number in the tables of Wang & Liu (2012.09740): at most 3.94 for t = 2, D = 128.
     """
     _require_rows("uniformity", z, 2)
     x = normalize(z.double())
@@ -93,7 +94,9 @@ def normalized_std(z: Tensor) -> float:
 
 
 def rankme(z: Tensor, *, epsilon: float = 1e-7) -> float:
-    """RankMe: exponential of the entropy of ``p = singular values / sum + epsilon`` (Garrido et al. 2023, 2210.02885).
+    """RankMe: exponential of the entropy of ``p = singular values / sum + epsilon``.
+
+    From Garrido et al. 2023, arXiv 2210.02885; p is not renormalised after adding epsilon.
 
     ``z`` ``(N, D)`` is taken as it is, neither centred nor normalised. With N < D the value cannot exceed N.
     """
@@ -116,7 +119,7 @@ def covariance_entropy_rank(z: Tensor) -> float:
 
 
 def participation_ratio(z: Tensor) -> float:
-    """``(sum l)^2 / sum l^2`` over the eigenvalues l of the covariance of ``z`` ``(N, D)``; 1 for equal rows."""
+    """``(sum l)^2 / sum l^2`` over the covariance eigenvalues l of ``z`` ``(N, D)``; 1 for equal rows."""
     eigenvalues = _eigenvalues(z, centre=True)
     return (
         float(eigenvalues.sum().square() / eigenvalues.square().sum()) if float(eigenvalues[0]) > 0 else 1.0
@@ -148,8 +151,8 @@ def alpha_req(z: Tensor, *, first: int = 1, last: int | None = None) -> float:
     last = usable if last is None else last
     if first < 1 or last <= first or last > usable:
         raise ValueError(
-            f"alpha_req: the range {first}..{last} is asked of {usable} eigenvalues above rounding error; a line "
-            "needs two of them at least, so give 1 <= first < last within these"
+            f"alpha_req: the range {first}..{last} is asked of {usable} eigenvalues above rounding error; "
+            "a line needs two of them at least, so give 1 <= first < last within these"
         )
     x = torch.arange(first, last + 1, dtype=torch.float64, device=eigenvalues.device).log()
     y = eigenvalues[first - 1 : last].log()
@@ -214,10 +217,10 @@ def _gram(z: Tensor, *, centre: bool) -> Tensor:
 
 
 def _eigenvalues(z: Tensor, *, centre: bool) -> Tensor:
-    """Squared singular values of ``z`` (all eigenvalues of its Gram matrix), descending, at most min(N, D)."""
+    """Squared singular values of ``z``, the eigenvalues of its Gram matrix: min(N, D), descending."""
     _require_rows("geometry", z, 2 if centre else 1)
-    values = torch.linalg.eigvalsh(_gram(z, centre=centre)).flip(0).clamp_min(0)
-    return values[: min(len(z), z.shape[1])]
+    values: Tensor = torch.linalg.eigvalsh(_gram(z, centre=centre))
+    return values.flip(0).clamp_min(0)[: min(len(z), z.shape[1])]
 
 
 def _entropy_rank(values: Tensor, epsilon: float = 0.0) -> float:

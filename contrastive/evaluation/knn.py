@@ -1,7 +1,7 @@
 """Weighted nearest-neighbour classification of frozen features (Wu et al. 2018, arXiv 1805.01978)."""
 
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -63,7 +63,8 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """The ``k`` nearest rows of ``bank`` for each query, exactly, in blocks of queries.
 
-    FAISS searches on the CPU where it is installed, PyTorch elsewhere; the neighbours are the same, up to ties.
+    FAISS searches on the CPU where it is installed, PyTorch elsewhere; the neighbours are the same, up to
+    ties.
 
     Returns:
         Closeness ``(Q, k)``, falling along each row (the cosine, or minus the Euclidean distance), and the
@@ -96,26 +97,28 @@ def nearest(
 
 def _search(bank: Tensor, queries: Tensor, k: int, metric: Metric) -> tuple[Tensor, Tensor]:
     """``k`` nearest rows of ``bank``: (closeness, positions), both ``(Q, k)``."""
-    faiss = None
-    if bank.device.type == "cpu":
-        try:
-            import faiss
-        except ImportError:
-            pass
+    index = _faiss_index(bank, metric) if bank.device.type == "cpu" else None
     closeness, positions = [], []
-    if faiss is not None:
-        dim = bank.shape[1]
-        index = faiss.IndexFlatIP(dim) if metric == "cosine" else faiss.IndexFlatL2(dim)
-        index.add(bank.numpy())
-        for block in row_blocks(len(queries), len(bank)):
-            values, found = index.search(queries[block].numpy(), k)
-            values = torch.from_numpy(values)
-            closeness.append(values if metric == "cosine" else -values.clamp_min(0).sqrt())
-            positions.append(torch.from_numpy(found))
-        return torch.cat(closeness), torch.cat(positions)
     for block in row_blocks(len(queries), len(bank)):
-        values = queries[block] @ bank.T if metric == "cosine" else -torch.cdist(queries[block], bank)
-        top = values.topk(k, dim=1)
-        closeness.append(top.values)
-        positions.append(top.indices)
+        if index is not None:
+            values, found = map(torch.from_numpy, index.search(queries[block].numpy(), k))
+            if metric == "euclidean":  # FAISS gives squared distances
+                values = -values.clamp_min(0).sqrt()
+        elif metric == "cosine":
+            values, found = (queries[block] @ bank.T).topk(k, dim=1)
+        else:
+            values, found = (-torch.cdist(queries[block], bank)).topk(k, dim=1)
+        closeness.append(values)
+        positions.append(found)
     return torch.cat(closeness), torch.cat(positions)
+
+
+def _faiss_index(bank: Tensor, metric: Metric) -> Any:
+    """An exact FAISS index of ``bank``, or None where FAISS is not installed."""
+    try:
+        import faiss
+    except ImportError:
+        return None
+    index = faiss.IndexFlatIP(bank.shape[1]) if metric == "cosine" else faiss.IndexFlatL2(bank.shape[1])
+    index.add(bank.contiguous().numpy())
+    return index

@@ -23,7 +23,7 @@ class ProbeResult(Classification):
     Attributes:
         head: the fitted layer; applied to raw features it gives the logits of ``classes``.
         C: inverse strength of the ridge term, 0 for the SGD protocol, which has none.
-        losses: mean training loss: before every epoch's steps on average (SGD), or at the end (L-BFGS).
+        losses: mean training loss of each epoch (SGD), or at the end (L-BFGS).
         converged: whether L-BFGS reached its tolerance; True for SGD.
     """
 
@@ -47,28 +47,28 @@ def linear_probe(
 ) -> ProbeResult:
     """Fit multinomial logistic regression on frozen features and judge it on the test set.
 
-    ``protocol="lbfgs"`` minimises ``C * sum_i loss_i + |W|^2 / 2`` to convergence (the convention of
-    scikit-learn's ``LogisticRegression``, whose coefficients it reproduces). ``protocol="sgd"`` is the linear
-    evaluation of the literature (Chen et al. 2020, arXiv 2002.05709) on cached features: cross-entropy without
-    weight decay, momentum 0.9, cosine decay to zero over all steps, zero initial weights; the test accuracy is
-    that of the last epoch.
+    ``protocol="lbfgs"`` minimises ``C * sum_i loss_i + |W|^2 / 2``, the convention of scikit-learn's
+    ``LogisticRegression``, whose coefficients it reproduces. ``protocol="sgd"`` is the linear evaluation of
+    the literature (Chen et al. 2020, arXiv 2002.05709) on cached features: cross-entropy without weight
+    decay, momentum 0.9, cosine decay to zero over all steps, weights of zero at the start; the accuracy is
+    that after the last epoch.
 
     Args:
         train: labelled training features.
         test: labelled test features; never used for fitting or choosing anything.
         protocol: ``"lbfgs"`` or ``"sgd"``.
-        C: L-BFGS only. ``"auto"`` takes the best of :data:`C_GRID` on a stratified fifth of the training set,
+        C: L-BFGS only. ``"auto"`` takes the best of :data:`C_GRID` on a held-out fifth of the training set,
             then fits on all of it; with fewer than 20 training samples of some class it takes 1.
-        standardize: scale every column by the mean and deviation of the training set first. The returned head has
-            the scaling folded in. Published SGD numbers are without.
+        standardize: shift and scale every column to mean 0 and deviation 1 on the training set first; the
+            head has this folded in. Published SGD numbers are without.
         epochs: SGD only. 90 and 100 are usual.
         batch_size: SGD only. None takes the whole set in one step.
         learning_rate: SGD only. ``0.1 * batch_size / 256`` if left out.
         seed: of the held-out fifth and of the order of SGD batches.
 
     Raises:
-        ValueError: unlabelled features, different widths, an unknown protocol, a C or a rate that is not positive, or
-            a single training class.
+        ValueError: unlabelled features, different widths, an unknown protocol, a C or a rate that is not
+            positive, or a single training class.
     """
     if protocol not in ("lbfgs", "sgd"):
         raise ValueError(f'linear_probe: protocol is {protocol!r}; choose "lbfgs" or "sgd"')
@@ -80,13 +80,16 @@ def linear_probe(
         or (batch_size is not None and batch_size < 1)
     ):
         raise ValueError(
-            f"linear_probe: learning_rate={learning_rate}, epochs={epochs}, batch_size={batch_size}; all must be positive"
+            f"linear_probe: learning_rate={learning_rate}, epochs={epochs}, batch_size={batch_size}; "
+            "all must be positive"
         )
     classes, targets, test_targets = class_positions(train, test, "linear_probe")
     if len(torch.unique(targets)) < 2:
         raise ValueError("linear_probe: the training set has a single class; a classifier needs two or more")
-    mean, scale = _column_scale(train.vectors) if standardize else (None, None)
-    x = train.vectors if mean is None else (train.vectors - mean) / scale
+    mean, scale = _column_scale(train.vectors)
+    if not standardize:
+        mean, scale = torch.zeros_like(mean), torch.ones_like(scale)
+    x = (train.vectors - mean) / scale
     generator = torch.Generator().manual_seed(seed)
     if protocol == "lbfgs":
         strength = _choose_C(x, targets, len(classes), generator) if C == "auto" else float(C)
@@ -97,13 +100,11 @@ def linear_probe(
         rate = 0.1 * size / 256 if learning_rate is None else learning_rate
         weight, bias, losses = _fit_sgd(x, targets, len(classes), epochs, size, rate, generator)
         strength, converged = 0.0, True
-    if mean is not None and scale is not None:
-        weight = weight / scale
-        bias = bias - weight @ mean
-    head = nn.utils.skip_init(nn.Linear, *weight.shape[::-1], dtype=weight.dtype, device=weight.device)
-    head.requires_grad_(False)
-    head.weight.copy_(weight)
-    head.bias.copy_(bias)
+    weight = weight / scale
+    head = nn.Linear(1, 1)  # takes over the fitted tensors, so that no large layer is drawn at random first
+    head.in_features, head.out_features = weight.shape[1], weight.shape[0]
+    head.weight = nn.Parameter(weight, requires_grad=False)
+    head.bias = nn.Parameter(bias - weight @ mean, requires_grad=False)
     outcome = classify(head(test.vectors.to(weight)).softmax(dim=1), test_targets, classes)
     return ProbeResult(**vars(outcome), head=head, C=strength, losses=losses, converged=converged)
 
@@ -118,7 +119,7 @@ def label_efficiency(
 ) -> dict[str, dict[str, tuple[float, float]]]:
     """Test accuracy of kNN and probe when only a few training labels are known.
 
-    Columns are standardised for the probe with the statistics of the whole training set, which need no labels.
+    For the probe, columns are standardised over the whole training set, which needs no labels.
 
     Args:
         train: labelled training features, from which labels are drawn at random, equally many a class.
@@ -128,8 +129,8 @@ def label_efficiency(
         k: number of neighbours, at most as many as there are labels.
 
     Returns:
-        For ``"knn"`` and ``"probe"``: ``{"1": (mean, std), ..., "all": (mean, 0.0)}``, in fractions, the population
-        deviation over draws.
+        For ``"knn"`` and ``"probe"``: ``{"1": (mean, std), ..., "all": (mean, 0.0)}``, in fractions, the
+        population deviation over draws.
 
     Raises:
         ValueError: a class has fewer samples than labels are asked for; the message names it.
@@ -163,8 +164,8 @@ def _draw_labels(labels: Tensor, count: int, seed: int) -> Tensor:
         members = (labels == label).nonzero().squeeze(1)
         if len(members) < count:
             raise ValueError(
-                f"label_efficiency: class {int(label)} has {len(members)} training samples and labels_per_class asks for "
-                f"{count}; ask for {len(members)} at most"
+                f"label_efficiency: class {int(label)} has {len(members)} training samples and "
+                f"labels_per_class asks for {count}; ask for {len(members)} at most"
             )
         rows.append(members[torch.randperm(len(members), generator=generator)[:count].to(members.device)])
     return torch.cat(rows)
@@ -211,15 +212,15 @@ def _fit_lbfgs(
     C: float,
     *,
     start: tuple[Tensor, Tensor] | None = None,
-    tolerance: float = 1e-5,
+    tolerance: float = 1e-4,
     max_iterations: int = 500,
 ) -> tuple[Tensor, Tensor, float, bool]:
-    """Minimise ``mean_i loss_i + |W|^2 / (2 C N)``: weight (C, D), bias (C,), mean loss, whether it converged."""
+    """Minimise ``mean_i loss_i + |W|^2 / (2 C N)``: weight, bias, mean loss, whether it converged."""
     import numpy as np
     from scipy.optimize import minimize
 
     rows, dim = x.shape
-    # With two classes scikit-learn fits one logit w = W_1 - W_0; at the optimum W_1 = -W_0, so |w|^2 = 2 |W|^2.
+    # With two classes scikit-learn has one logit w = W_1 - W_0. At the optimum W_1 = -W_0: |w|^2 = 2 |W|^2.
     ridge = (2.0 if num_classes == 2 else 1.0) / (C * rows)
     one_hot = F.one_hot(targets, num_classes).to(x.dtype)
 

@@ -1,0 +1,301 @@
+"""Evaluating the folder of a training run: its encoder, on the data that its configuration names."""
+
+import copy
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from contrastive.encoders import load_encoder
+from contrastive.evaluation.features import Features, extract_features
+from contrastive.evaluation.knn import Metric, knn_classify
+from contrastive.evaluation.metrics import Classification
+from contrastive.evaluation.probe import label_efficiency, linear_probe
+from contrastive.evaluation.results import describe_data, describe_encoder, write_result
+
+Path_ = str | os.PathLike[str]
+
+
+def probe_run(
+    run: Path_,
+    *,
+    data: LightningDataModule | None = None,
+    protocol: Literal["lbfgs", "sgd"] = "lbfgs",
+    C: float | Literal["auto"] = "auto",
+    standardize: bool = True,
+    epochs: int = 90,
+    batch_size: int = 256,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Linear probe on the frozen encoder of a run; writes ``results/linear_probe.json`` in its folder.
+
+    Args:
+        run: folder of the run.
+        data: data to evaluate on; by default those the run was trained on.
+        protocol: ``lbfgs``, or ``sgd`` for the schedule of the literature.
+        C: inverse ridge strength of ``lbfgs``; ``auto`` chooses it on held-out training samples.
+        standardize: scale every feature to mean 0 and deviation 1 on the training set.
+        epochs: of ``sgd``.
+        batch_size: of ``sgd``.
+        learning_rate: of ``sgd``; 0.1 * batch_size / 256 by default.
+        seed: of the held-out part and of the batches.
+        device: where to run the encoder; ``auto`` takes a GPU if there is one.
+
+    Returns:
+        The content of the JSON file.
+    """
+    start = time.perf_counter()
+    data = _prepare(run, data)
+    train, test = _features(load_run_encoder(run), data, device)
+    settings = {"protocol": protocol, "standardize": standardize, "seed": seed}
+    result = linear_probe(
+        train,
+        test,
+        protocol=protocol,
+        C=C,
+        standardize=standardize,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    if protocol == "lbfgs":
+        settings |= {"C": result.C, "C_chosen_by": "held-out training samples" if C == "auto" else "caller"}
+    else:
+        settings |= {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    return _write(run, "linear_probe", settings, result, data, seed, start)
+
+
+def knn_run(
+    run: Path_,
+    *,
+    data: LightningDataModule | None = None,
+    k: int = 20,
+    temperature: float = 0.1,
+    metric: Metric = "cosine",
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Weighted nearest neighbours with the frozen encoder of a run; writes ``results/knn.json`` in its folder.
+
+    Args:
+        run: folder of the run.
+        data: data to evaluate on; by default those the run was trained on.
+        k: number of neighbours. Tables for CIFAR-10 often use 200.
+        temperature: of the votes.
+        metric: ``cosine`` or ``euclidean``.
+        device: where to run the encoder; ``auto`` takes a GPU if there is one.
+
+    Returns:
+        The content of the JSON file.
+    """
+    start = time.perf_counter()
+    data = _prepare(run, data)
+    train, test = _features(load_run_encoder(run), data, device)
+    result = knn_classify(train, test, k=k, temperature=temperature, metric=metric)
+    settings = {"k": min(k, len(train)), "temperature": temperature, "metric": metric}
+    return _write(run, "knn", settings, result, data, 0, start)
+
+
+def evaluate_run(
+    run: Path_,
+    *,
+    data: LightningDataModule | None = None,
+    labels_per_class: Sequence[int | None] = (1, 5, 10, None),
+    draws: int = 5,
+    k: int = 20,
+    baselines: bool = True,
+    seed: int = 0,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Probe and kNN at few and at all labels, beside raw pixels and an encoder that was not trained.
+
+    Prints a table, and writes ``results/label_efficiency.json`` as well as ``linear_probe.json`` and ``knn.json``
+    of the trained encoder at all labels. Features are extracted once for all of them.
+
+    Args:
+        run: folder of the run.
+        data: data to evaluate on; by default those the run was trained on.
+        labels_per_class: how many training labels are known; None for all. Counts that some class does not have
+            are left out.
+        draws: how many random choices of the labels are averaged.
+        k: number of neighbours.
+        baselines: False leaves out the rows of raw pixels and of the untrained encoder.
+        seed: of the draws and of the untrained encoder's weights.
+        device: where to run the encoders; ``auto`` takes a GPU if there is one.
+
+    Returns:
+        The content of ``label_efficiency.json``: its metrics are a table, encoder by method by labels a class.
+    """
+    start = time.perf_counter()
+    data = _prepare(run, data)
+    rows: dict[str, nn.Module] = {}
+    if baselines:
+        rows = {"raw pixels": RawPixels(), "untrained encoder": load_run_encoder(run, untrained=seed)}
+    rows["trained encoder"] = load_run_encoder(run)
+    table: dict[str, Any] = {}
+    for name, encoder in rows.items():
+        train, test = _features(encoder, data, device)
+        smallest = int(torch.unique(train.require_labels("evaluate_run"), return_counts=True)[1].min())
+        counts = [count for count in labels_per_class if count is None or count <= smallest]
+        seeds = range(seed, seed + draws)
+        accuracies = label_efficiency(train, test, labels_per_class=counts, seeds=seeds, k=k)
+        table[name] = {
+            method: {count: {"mean": mean, "std": std} for count, (mean, std) in columns.items()}
+            for method, columns in accuracies.items()
+        }
+    settings = {"name": "label_efficiency", "k": k, "temperature": 0.1, "C": "auto", "draws": draws}
+    document = write_result(
+        Path(run) / "results",
+        "label_efficiency",
+        protocol=settings,
+        metrics=table,
+        split=getattr(data, "evaluation_split", "test"),
+        seed=seed,
+        data=describe_data(data),
+        encoder=describe_encoder(run),
+        seconds=time.perf_counter() - start,
+    )
+    print(format_table(table))
+    return document
+
+
+def format_table(table: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> str:
+    """Accuracy in percent as text: a row an encoder, a column for each method and number of labels a class."""
+    methods = {"knn": "kNN", "probe": "linear probe"}
+    counts = list(next(iter(table.values()))["knn"])
+    width = 12 * len(counts)
+    head = f"{'accuracy in %':<20}" + "".join(f"{title:<{width}}" for title in methods.values())
+    lines = [head.rstrip(), f"{'labels per class':<20}" + "".join(f"{c:<12}" for c in counts * 2).rstrip()]
+    for name, row in table.items():
+        cells = []
+        for method in methods:
+            for count in counts:
+                cell = row[method][count]
+                spread = "" if count == "all" else f" ± {100 * cell['std']:.1f}"
+                cells.append(f"{100 * cell['mean']:.1f}{spread}")
+        lines.append(f"{name:<20}" + "".join(f"{cell:<12}" for cell in cells).rstrip())
+    return "\n".join(lines)
+
+
+class RawPixels(nn.Module):
+    """The images themselves as features ``(B, C * H * W)``, averaged to 32 x 32 pixels if they are larger."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Flatten inputs ``(B, ...)``; uint8 images are brought to [0, 1]."""
+        values = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        if values.ndim == 4 and max(values.shape[2:]) > 32:
+            values = F.adaptive_avg_pool2d(values, (min(values.shape[2], 32), min(values.shape[3], 32)))
+        return values.flatten(1)
+
+
+def load_run_encoder(run: Path_, *, untrained: int | None = None) -> nn.Module:
+    """The encoder of a run: as trained, or with fresh weights.
+
+    Encoders of other packages are built from the configuration of the run.
+
+    Args:
+        run: folder of the run, with ``encoder/`` in it.
+        untrained: seed of fresh weights, in place of the trained (and of any pretrained) ones.
+    """
+    config = _read_config(run)
+    part = config.get("model", {}).get("init_args", {}).get("encoder")
+    with torch.random.fork_rng():
+        torch.manual_seed(untrained or 0)
+        if isinstance(part, dict) and "class_path" in part:
+            part = copy.deepcopy(part)
+            if part.get("init_args", {}).get("pretrained"):
+                part["init_args"]["pretrained"] = False
+            encoder: nn.Module = instantiate(part, nn.Module)
+            return encoder if untrained is not None else load_encoder(run, encoder)
+        encoder = load_encoder(run)
+        if untrained is None:
+            return encoder
+        arguments = dict(encoder.config)  # type: ignore[arg-type]
+        if arguments.get("pretrained"):
+            arguments["pretrained"] = False
+        fresh: nn.Module = type(encoder)(**arguments)
+        return fresh
+
+
+def instantiate(part: Mapping[str, Any], base: type) -> Any:
+    """Build an object from ``class_path`` and ``init_args``, as configurations describe it.
+
+    Args:
+        part: the description; arguments may be descriptions themselves.
+        base: class that the object must be an instance of.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(base, "part")
+    return parser.instantiate_classes(parser.parse_object({"part": dict(part)})).part
+
+
+def _read_config(run: Path_) -> dict[str, Any]:
+    import yaml
+
+    path = Path(run) / "config.yaml"
+    if not path.is_file():
+        return {}
+    found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return found if isinstance(found, dict) else {}
+
+
+def _prepare(run: Path_, data: LightningDataModule | None) -> Any:
+    """The data module to evaluate on, set up."""
+    if not Path(run).is_dir():
+        raise FileNotFoundError(
+            f"run={str(run)!r} is not a folder; give the folder of a training run, as runs/quickstart/0"
+        )
+    if data is None:
+        part = _read_config(run).get("data")
+        if not isinstance(part, dict) or "class_path" not in part:
+            raise FileNotFoundError(
+                f"run={str(run)!r} has no config.yaml that names its data; give the data module: data=ImageData(...)"
+            )
+        data = instantiate(part, LightningDataModule)
+    if not hasattr(data, "evaluation_loaders"):
+        raise TypeError(
+            f"data is a {type(data).__name__} without evaluation_loaders(), which gives ordered batches of the labelled "
+            "training set and the test set; add that method, or use a data module of contrastive.data"
+        )
+    data.prepare_data()
+    data.setup("test")
+    return data
+
+
+def _features(encoder: nn.Module, data: Any, device: str) -> tuple[Features, Features]:
+    """Features of the training set and of the test set. Every process by itself: often just one comes here."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder = encoder.to(device)
+    train, test = (extract_features(encoder, loader, device, gather=False) for loader in data.evaluation_loaders())
+    return train, test
+
+
+def _write(
+    run: Path_, name: str, settings: dict[str, Any], result: Classification, data: Any, seed: int, start: float
+) -> dict[str, Any]:
+    names = getattr(data, "class_names", [])
+    recall = {
+        str(names[label] if 0 <= label < len(names) else label): value for label, value in result.recall.items()
+    }
+    return write_result(
+        Path(run) / "results",
+        name,
+        protocol={"name": name, **settings},
+        metrics={**result.metrics, "recall": recall},
+        split=getattr(data, "evaluation_split", "test"),
+        seed=seed,
+        data=describe_data(data),
+        encoder=describe_encoder(run),
+        seconds=time.perf_counter() - start,
+    )
