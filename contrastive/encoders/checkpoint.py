@@ -160,17 +160,17 @@ def _rebuild(description: dict[str, Any], folder: Path) -> nn.Module:
 
 def _load_weights(encoder: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
     own = encoder.state_dict()
-    problems = [f"{name} is missing" for name in own.keys() - weights.keys()]
-    problems += [f"{name} is unexpected" for name in weights.keys() - own.keys()]
+    problems = [f"{name} is missing" for name in sorted(own.keys() - weights.keys())]
+    problems += [f"{name} is unexpected" for name in sorted(weights.keys() - own.keys())]
     problems += [
         f"{name} is {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own.keys() & weights.keys()
+        for name in sorted(own.keys() & weights.keys())
         if own[name].shape != weights[name].shape
     ]
     if problems:
         raise ValueError(
             f"path of load_encoder is {folder}, whose weights do not fit the {type(encoder).__name__}: "
-            f"{'; '.join(sorted(problems)[:5])} ({len(problems)} in all); build it with the arguments "
+            f"{'; '.join(problems[:5])} ({len(problems)} in all); build it with the arguments "
             f"recorded in {DESCRIPTION_FILE}."
         )
     encoder.load_state_dict(weights)

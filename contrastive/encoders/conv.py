@@ -1,55 +1,106 @@
-"""A small convolutional network for small images on CPUs."""
+"""A small residual network for small images, shaped so that a few CPU cores keep up with it."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from contrastive.encoders.normalise import Normalise, channel_statistics
 
 
 class ConvEncoder(nn.Module):
-    """A small convolutional network for 8 to 64 pixel images.
+    """A small residual network for images of 8 to 64 pixels on CPUs.
+
+    Each stage halves the resolution with a 3x3 convolution, then adds residual blocks of one 3x3 convolution
+    each. The features are the maps of the last two stages, averaged over the cells of a small grid and joined:
+    for a linear classifier coarse position and the finer stage are worth several points of accuracy.
+
+    Why it is fast: the first convolution already strides, so nothing runs at full resolution; every later
+    product is at least 64 channels wide; all of it runs in the channels-last layout, in which a CPU's 3x3
+    convolutions reach the rate of its plain matrix products.
 
     Args:
-        in_channels: Channels of the images (1 or 3, usually).
-        width: Channels of the first stage; each later stage has twice as many.
-        stages: Number of stages; each halves the resolution.
+        in_channels: Channels of the images.
+        widths: Channels of each stage.
+        blocks: Residual blocks of each stage.
+        grid: Cells along each side of the pooled maps; 1 is plain global average pooling.
         mean: Per-channel mean of the data on the [0, 1] scale; 0.5 by default.
         std: Per-channel standard deviation on the same scale; 0.25 by default.
 
     Attributes:
-        dim: Width of the features.
+        dim: Width of the features: ``grid**2 * sum(widths[-2:])``.
         config: The constructor arguments, JSON-able.
+
+    Raises:
+        ValueError: If ``widths`` and ``blocks`` differ in length or hold impossible values, ``grid`` is below
+            1, or the statistics do not fit ``in_channels``.
     """
 
     def __init__(
         self,
         in_channels: int = 3,
-        width: int = 64,
-        stages: int = 3,
+        widths: Sequence[int] = (64, 128, 256),
+        blocks: Sequence[int] = (0, 1, 1),
+        grid: int = 2,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         mean, std = channel_statistics(in_channels, mean, std)
+        if not widths or len(widths) != len(blocks) or min(widths) < 1 or min(blocks) < 0:
+            raise ValueError(
+                f"widths and blocks of ConvEncoder are {list(widths)} and {list(blocks)}; give one width of 1 "
+                "or more and one number of blocks of 0 or more for each stage."
+            )
+        if grid < 1:
+            raise ValueError(f"grid of ConvEncoder is {grid}; give an integer of 1 or more.")
         self.config: dict[str, Any] = {
-            "in_channels": in_channels, "width": width, "stages": stages, "mean": mean, "std": std
-        }  # fmt: skip
+            "in_channels": in_channels,
+            "widths": list(widths),
+            "blocks": list(blocks),
+            "grid": grid,
+            "mean": mean,
+            "std": std,
+        }
+        self.grid = grid
+        self.dim = grid**2 * sum(widths[-2:])
         self.normalise = Normalise(mean, std)
-        layers: list[nn.Module] = []
-        channels = in_channels
-        for stage in range(stages):
-            layers += [
-                nn.Conv2d(channels, width << stage, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(width << stage),
-                nn.ReLU(inplace=True),
-            ]
-            channels = width << stage
-        self.body = nn.Sequential(*layers)
-        self.dim = channels
+        self.stages = nn.ModuleList(
+            nn.Sequential(_Conv(left, right, stride=2), *(_Residual(right) for _ in range(depth)))
+            for left, right, depth in zip([in_channels, *widths], widths, blocks, strict=False)
+        )
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images ``(B, in_channels, H, W)``, uint8 or [0, 1] floats, to features ``(B, dim)``."""
-        features: Tensor = self.body(self.normalise(images)).mean(dim=(2, 3))
-        return features
+        current = self.normalise(images).contiguous(memory_format=torch.channels_last)
+        maps = []
+        for stage in self.stages:
+            current = stage(current)
+            maps.append(current)
+        return torch.cat([F.adaptive_avg_pool2d(m, self.grid).flatten(1) for m in maps[-2:]], dim=1)
+
+
+class _Conv(nn.Sequential):
+    """3x3 convolution, batch norm, ReLU."""
+
+    def __init__(self, width_in: int, width_out: int, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(width_in, width_out, kernel_size=3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(width_out),
+            nn.ReLU(inplace=True),
+        )
+
+
+class _Residual(nn.Module):
+    """A convolution that adds to its input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = _Conv(width, width)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        result: Tensor = maps + self.conv(maps)
+        return result
