@@ -14,8 +14,8 @@ class ConvEncoder(nn.Module):
     """A small residual network for images of 8 to 64 pixels on CPUs.
 
     Each stage halves the resolution with a 3x3 convolution, then adds residual blocks of one 3x3 convolution
-    each. The features are the maps of the last two stages, averaged over the cells of a small grid and joined:
-    for a linear classifier coarse position and the finer stage are worth several points of accuracy.
+    each. The features are the maps of the last two stages, averaged over the cells of a small grid and
+    joined: for a linear classifier coarse position and the finer stage are worth several points of accuracy.
 
     Why it is fast: the first convolution already strides, so nothing runs at full resolution; every later
     product is at least 64 channels wide; all of it runs in the channels-last layout, in which a CPU's 3x3
@@ -51,8 +51,8 @@ class ConvEncoder(nn.Module):
         mean, std = channel_statistics(in_channels, mean, std)
         if not widths or len(widths) != len(blocks) or min(widths) < 1 or min(blocks) < 0:
             raise ValueError(
-                f"widths and blocks of ConvEncoder are {list(widths)} and {list(blocks)}; give one width of 1 "
-                "or more and one number of blocks of 0 or more for each stage."
+                f"widths and blocks of ConvEncoder are {list(widths)} and {list(blocks)}; give one width of "
+                "1 or more and one number of blocks of 0 or more for each stage."
             )
         if grid < 1:
             raise ValueError(f"grid of ConvEncoder is {grid}; give an integer of 1 or more.")
