@@ -1,0 +1,17 @@
+"""The similarity engine: objectives see rows of a matrix that is never held whole."""
+
+from contrastive.similarity.distributed import Gathered, gather, global_mean, global_sum, world_size
+from contrastive.similarity.rows import stream_rows
+from contrastive.similarity.softmax import logsumexp_both, logsumexp_cross, logsumexp_self
+
+__all__ = [
+    "Gathered",
+    "gather",
+    "global_mean",
+    "global_sum",
+    "logsumexp_both",
+    "logsumexp_cross",
+    "logsumexp_self",
+    "stream_rows",
+    "world_size",
+]

@@ -1,0 +1,111 @@
+"""Gathering rows across processes so that N processes with B rows each are one process with N·B rows.
+
+Without ``torch.distributed`` every function here is the identity, along the same code path.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+
+def world_size() -> int:
+    """Number of processes that compute one global batch together (1 without ``torch.distributed``)."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class Gathered(NamedTuple):
+    """The rows of this process and those of all processes, in rank order.
+
+    ``local`` is ``(B, ...)``, ``all`` is ``(N, ...)``, and ``local`` stands at ``all[start : start + B]``.
+    """
+
+    local: Tensor
+    all: Tensor
+    start: int
+
+    def map(self, local: Tensor, stacked: Tensor, rows_per_sample: int = 1) -> "Gathered":
+        """The same processes seen through other tensors, each sample spread over ``rows_per_sample`` rows."""
+        return Gathered(local, stacked, self.start * rows_per_sample)
+
+
+def gather(rows: Tensor) -> Gathered:
+    """Gather the rows of every process; gradients are summed back to the process that owns the row.
+
+    With the loss of a process taken over its own rows against all columns, and averaged with
+    :func:`global_mean`, loss and gradients are exactly those of one process that holds the whole batch.
+    Processes may hold different numbers of rows, none included: counts are exchanged first.
+
+    Args:
+        rows: ``(B, ...)``, the same trailing shape and dtype on every process.
+
+    Returns:
+        :class:`Gathered`: the rows given, the rows ``(N, ...)`` of all processes in rank order, and the
+        position of the first own row among them.
+    """
+    if world_size() == 1:
+        return Gathered(rows, rows, 0)
+    counts = _exchange_counts(rows)
+    stacked = _GatherRows.apply(rows, counts)  # type: ignore[no-untyped-call]
+    return Gathered(rows, stacked, sum(counts[: dist.get_rank()]))
+
+
+def global_mean(values: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Mean over the anchors of all processes, as this process' share of it.
+
+    Returns ``sum(own values) · world size / number of values anywhere``. Averaged over processes, as
+    data-parallel training does with gradients, this is the mean over the global batch, also when
+    processes hold different numbers of anchors.
+
+    Args:
+        values: ``(B,)``, one loss for each own anchor.
+        valid: ``(B,)`` bool; anchors that count. All do if not given.
+
+    Returns:
+        A scalar; a differentiable zero when no process has a valid anchor.
+    """
+    if valid is not None:
+        values = torch.where(valid, values, torch.zeros_like(values))
+        count = valid.sum().to(values.dtype)
+    else:
+        count = torch.tensor(float(len(values)), dtype=values.dtype, device=values.device)
+    if world_size() > 1:
+        dist.all_reduce(count)
+    return values.sum() * world_size() / count.clamp(min=1)
+
+
+def global_sum(value: Tensor) -> Tensor:
+    """Sum of ``value`` over processes, without gradient."""
+    value = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def _exchange_counts(rows: Tensor) -> list[int]:
+    own = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(counts, own)
+    return [int(count) for count in counts]
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather of rows padded to the largest count; backward sums over processes and keeps the own rows."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, rows: Tensor, counts: list[int]) -> Tensor:
+        padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        received = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(received, padded)
+        rank = dist.get_rank()
+        ctx.own = slice(sum(counts[:rank]), sum(counts[: rank + 1]))  # type: ignore[attr-defined]
+        return torch.cat([part[:count] for part, count in zip(received, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        grad = grad.contiguous().clone()
+        dist.all_reduce(grad)
+        return grad[ctx.own], None  # type: ignore[attr-defined]
