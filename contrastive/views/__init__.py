@@ -1,0 +1,14 @@
+"""Random views of image batches, computed on whole tensors.
+
+A batch of images goes in, a list of float32 batches comes out, one per view::
+
+    views = SimCLRViews(size=32)
+    first, second = views(images, generator=torch.Generator().manual_seed(0))
+
+:class:`SimCLRViews` and :class:`MultiCrop` are lists of :class:`Recipe`, one per view; :class:`Views` takes
+any other list.
+"""
+
+from contrastive.views.recipes import MultiCrop, Recipe, SimCLRViews, Views
+
+__all__ = ["MultiCrop", "Recipe", "SimCLRViews", "Views"]
