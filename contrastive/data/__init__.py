@@ -1,4 +1,4 @@
-"""Data for contrastive learning: images and feature vectors as batches that know their place in the data set."""
+"""Images and feature vectors, in batches whose samples know their place in the data set."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,14 +6,15 @@ from contrastive.data.loader import Batch, Loader
 
 if TYPE_CHECKING:
     from contrastive.data.check import DataReport, check_data
-    from contrastive.data.module import ImageData, TensorData
+    from contrastive.data.module import ImageData
+    from contrastive.data.tensors import TensorData
 
 __all__ = ["Batch", "DataReport", "ImageData", "Loader", "TensorData", "check_data"]
 
 # Imported on first use, so that whoever needs only `Batch` does not wait for Lightning.
 _LATER = {
     "ImageData": "contrastive.data.module",
-    "TensorData": "contrastive.data.module",
+    "TensorData": "contrastive.data.tensors",
     "DataReport": "contrastive.data.check",
     "check_data": "contrastive.data.check",
 }
@@ -21,7 +22,9 @@ _LATER = {
 
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
-        raise AttributeError(f"module 'contrastive.data' has no attribute {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'contrastive.data' has no attribute {name!r}; it has {', '.join(__all__)}"
+        )
     from importlib import import_module
 
     return getattr(import_module(_LATER[name]), name)

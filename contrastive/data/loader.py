@@ -18,12 +18,12 @@ class Batch(NamedTuple):
     """
 
     inputs: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # takes the place of tuple.index, which nobody needs here
     labels: Tensor | None
 
 
 class Loader:
-    """An iterable of :class:`Batch` over one split; every pass is a new iteration over all batches of an epoch.
+    """Batches of one split; every pass over the loader is one epoch.
 
     Inputs held in a tensor are served by one indexing operation a batch, with no worker processes. Any
     other inputs are a stream: a data set that returns the samples of a tensor of row numbers, read ahead by
@@ -32,7 +32,7 @@ class Loader:
     With several processes, W of them, the W batches of one step together are the ``W * batch_size`` next
     samples of the epoch's order, so W processes see step by step what one process with a batch W times as
     large sees. All processes take the same number of steps, with batches of the same size: the last, short
-    step is dropped (``drop_last``) or filled up with samples from the start, whose ``index`` tells them apart.
+    step is dropped (``drop_last``) or filled up with samples from the start; their ``index`` tells.
 
     The loader saves and restores its place (``state_dict``), which Lightning does in every checkpoint.
     A saved place counts samples and not batches, so it holds for another batch size or number of processes.
@@ -130,7 +130,7 @@ class Loader:
         rank, world = self._process()
         n, step = self.num_samples, self.batch_size * world
         if self.shuffle:
-            # Mixing by multiplication keeps (seed, epoch) pairs apart: seed + epoch would make (0, 1) equal (1, 0).
+            # The factor keeps pairs apart: with seed + epoch, (0, 1) and (1, 0) would give the same order.
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
             order = torch.randperm(n, generator=generator)
         else:
@@ -170,9 +170,8 @@ class Loader:
             if state["position"] and state[name] != getattr(self, name):
                 raise ValueError(
                     f"Cannot resume in the middle of epoch {state['epoch']}: the checkpoint was written with "
-                    f"{name}={state[name]} and the data now have {name}={getattr(self, name)}, so the rest of the "
-                    f"epoch is not known. Restore the {name} of the data, or resume a checkpoint saved at the end "
-                    "of an epoch."
+                    f"{name}={state[name]} and the data have {name}={getattr(self, name)}, so the rest of the epoch is "
+                    "not known. Use the same data and seed, or a checkpoint from the end of an epoch."
                 )
         self.epoch, self._position = state["epoch"], state["position"]
         self._resuming = True

@@ -1,0 +1,92 @@
+"""Feature vectors, or any other tensors, with the loaders of image data."""
+
+import hashlib
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from contrastive.data.module import DataModule, Inputs, Known, add_to_digest
+
+
+class TensorData(DataModule):
+    """Samples that are already tensors: feature vectors, spectra, states.
+
+    Args:
+        train_inputs: ``(N, ...)`` tensor or array.
+        train_labels: ``(N,)`` integers from 0 up, or None.
+        test_inputs: ``(M, ...)`` or None.
+        test_labels: ``(M,)`` or None.
+        class_names: a name for each class; their numbers by default.
+        batch_size: samples in a batch of one process.
+        validation_fraction: part of the training samples held out for validation, in every class alike.
+        seed: seed of the held-out part and of the order of training.
+
+    Raises:
+        ValueError: if shapes, labels or names do not fit together.
+    """
+
+    def __init__(
+        self,
+        train_inputs: Tensor | np.ndarray[Any, Any],
+        train_labels: Tensor | np.ndarray[Any, Any] | None = None,
+        test_inputs: Tensor | np.ndarray[Any, Any] | None = None,
+        test_labels: Tensor | np.ndarray[Any, Any] | None = None,
+        class_names: list[str] | None = None,
+        batch_size: int = 256,
+        validation_fraction: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, validation_fraction, seed, num_workers=0)
+        self.train_inputs = torch.as_tensor(train_inputs)
+        self.test_inputs = None if test_inputs is None else torch.as_tensor(test_inputs)
+        if self.train_inputs.ndim < 2 or not len(self.train_inputs):
+            raise ValueError(
+                f"TensorData(train_inputs=...) has the shape {tuple(self.train_inputs.shape)}; give (N, ...), one row "
+                "a sample."
+            )
+        if self.test_inputs is not None and self.test_inputs.shape[1:] != self.train_inputs.shape[1:]:
+            raise ValueError(
+                f"TensorData(test_inputs=...) has the shape {tuple(self.test_inputs.shape)} and train_inputs "
+                f"{tuple(self.train_inputs.shape)}; make them agree in all but the first dimension."
+            )
+        train = _labels("train", self.train_inputs, train_labels)
+        test = _labels("test", self.test_inputs, test_labels)
+        highest = max((int(labels.max()) for labels in (train, test) if labels is not None), default=-1)
+        names = [str(number) for number in range(highest + 1)] if class_names is None else class_names
+        if highest >= len(names):
+            raise ValueError(
+                f"TensorData(class_names=...) has {len(names)} names, and the highest label is {highest}; give "
+                f"{highest + 1} names or more."
+            )
+        test_size = 0 if self.test_inputs is None else len(self.test_inputs)
+        self.known = Known(len(self.train_inputs), train, test_size, test, names)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(self.train_inputs.shape[1:])
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """Inputs of both splits."""
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        for part in (self.known.train_labels, self.train_inputs, self.known.test_labels, self.test_inputs):
+            add_to_digest(digest, part)
+        return Inputs(self.train_inputs, self.test_inputs, digest.hexdigest()[:16])
+
+
+def _labels(split: str, inputs: Tensor | None, labels: Any) -> Tensor | None:
+    """Labels as int64, one for each input."""
+    if labels is None:
+        return None
+    values = torch.as_tensor(labels)
+    number = 0 if inputs is None else len(inputs)
+    if values.shape != (number,) or values.is_floating_point() or values.is_complex() or values.min() < 0:
+        raise ValueError(
+            f"TensorData({split}_labels=...) has the shape {tuple(values.shape)} and the type {values.dtype}; give an "
+            f"integer from 0 up for each of the {number} samples in {split}_inputs."
+        )
+    return values.long()
