@@ -1,5 +1,6 @@
 """A small residual network for small images, shaped so that a few CPU cores keep up with it."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,11 @@ class ConvEncoder(nn.Module):
     Each stage halves the resolution with a 3x3 convolution, then adds residual blocks of one 3x3 convolution
     each. The features are the maps of the last two stages, averaged over the cells of a small grid and
     joined: for a linear classifier coarse position and the finer stage are worth several points of accuracy.
+
+    The first convolution starts as a cosine basis of its 3x3 patches, each filter with both signs. That basis
+    all but decorrelates neighbouring pixels and colours, so with the batch norm behind it the network starts
+    from whitened patches and need not spend its first steps on finding them. The filters are trained like all
+    others.
 
     Why it is fast: the first convolution already strides, so nothing runs at full resolution; every later
     product is at least 64 channels wide; all of it runs in the channels-last layout, in which a CPU's 3x3
@@ -71,6 +77,7 @@ class ConvEncoder(nn.Module):
             nn.Sequential(_Conv(left, right, stride=2), *(_Residual(right) for _ in range(depth)))
             for left, right, depth in zip([in_channels, *widths], widths, blocks, strict=False)
         )
+        _start_decorrelated(next(self.parameters()))
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -104,3 +111,24 @@ class _Residual(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         result: Tensor = maps + self.conv(maps)
         return result
+
+
+@torch.no_grad()
+def _start_decorrelated(kernel: Tensor) -> None:
+    """Set the first filters of ``kernel`` ``(out, in, 3, 3)`` to a cosine basis and its negative.
+
+    The basis is the DCT-II over colour, rows and columns, close to the principal components of image patches
+    (Ahmed et al. 1974, "Discrete Cosine Transform"); over red, green, blue it is brightness and two opponent
+    colours. Brightness comes first; filters beyond twice the size of a patch keep their random start.
+    """
+    colour, row, column = (_cosine_basis(size) for size in kernel.shape[1:])
+    filters = torch.einsum("ci,uj,vk->cuvijk", colour, row, column).reshape(-1, *kernel.shape[1:])
+    pairs = torch.stack([filters, -filters], dim=1).flatten(0, 1)[: len(kernel)]
+    kernel[: len(pairs)] = pairs
+
+
+def _cosine_basis(size: int) -> Tensor:
+    """Orthonormal rows ``(size, size)``: cosines of rising frequency."""
+    index = torch.arange(size)
+    basis = torch.cos(math.pi / size * (index + 0.5) * index[:, None])
+    return F.normalize(basis, dim=1)

@@ -84,6 +84,27 @@ def test_conv_encoder_pools_its_last_two_stages_over_the_grid() -> None:
     torch.testing.assert_close(features[:, 20 + 3], maps[2][:, 0, 2:, 2:].mean(dim=(1, 2)))  # lower right
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_first_filters_whiten_smooth_images(channels: int) -> None:
+    filters = ConvEncoder(in_channels=channels, widths=(64, 8, 8)).stages[0][0][0].weight.detach()
+    basis = filters[0 : 2 * 9 * channels : 2].flatten(1)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(9 * channels))
+    assert torch.equal(filters[1 : 2 * 9 * channels : 2].flatten(1), -basis)
+
+    # Pixels of a first-order Markov field, colours alike: strongly correlated patches, uncorrelated responses.
+    position = torch.arange(3.0)
+    smooth = 0.9 ** (position[:, None] - position).abs()
+    colours = 0.9 * torch.ones(channels, channels) + 0.1 * torch.eye(channels)
+    covariance = torch.kron(colours, torch.kron(smooth, smooth))
+    assert _largest_correlation(covariance) > 0.8
+    assert _largest_correlation(basis @ covariance @ basis.T) < 0.2
+
+
+def _largest_correlation(covariance: Tensor) -> float:
+    scale = covariance.diagonal().sqrt()
+    return ((covariance / scale / scale[:, None]).abs() - torch.eye(len(covariance))).max().item()
+
+
 def test_grey_images_through_timm() -> None:
     encoder = TimmEncoder("resnet10t", image_size=32, in_channels=1).eval()
     assert encoder.config["mean"] == [0.5]
