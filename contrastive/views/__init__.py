@@ -9,6 +9,7 @@ A batch of images goes in, a list of float32 batches comes out, one per view::
 any other list.
 """
 
-from contrastive.views.recipes import MultiCrop, Recipe, SimCLRViews, Views
+from contrastive.views.recipe import Recipe
+from contrastive.views.views import MultiCrop, SimCLRViews, Views
 
 __all__ = ["MultiCrop", "Recipe", "SimCLRViews", "Views"]

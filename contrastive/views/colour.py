@@ -85,6 +85,8 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
         ``(B, C, S, S)`` float32.
     """
     batch, channels, size, _ = images.shape
+    if batch == 0:
+        return images
     radius = blur_radius(size)
     offset = torch.arange(-radius, radius + 1, device=images.device)
     kernel = torch.softmax(-0.5 * (offset / sigma[:, None]).square(), 1)
@@ -97,7 +99,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
 
 
 def blur_radius(size: int) -> int:
-    """Half-width of the blur kernel: the kernel spans a tenth of the side, made odd, and at least 3 pixels."""
+    """Half-width of the blur kernel, which spans a tenth of the side, made odd, and at least 3 pixels."""
     return max(1, size // 10 // 2)
 
 

@@ -1,146 +1,15 @@
-"""Recipes of views: what is done to an image, with which strength and how often."""
+"""Views of a batch: several recipes applied to the same images, chunk by chunk."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from contrastive.views.colour import apply_colour, colour_map, gaussian_blur, solarise
-from contrastive.views.sampling import TRIES, Boxes, random_boxes, resample, resample_rotated
-
-BLUR_SIGMA = (0.1, 2.0)
-"""Range of the blur's standard deviation in pixels: SimCLR (arXiv 2002.05709), appendix A."""
+from contrastive.views.recipe import Recipe
 
 # Pixels (of all channels) processed together on a CPU: small enough for the intermediate images to stay in
 # cache, large enough to make the cost of calling an operation negligible.
 _CHUNK = 64 * 3 * 32 * 32
-
-
-class Parameters(NamedTuple):
-    """What one recipe does to each image of a batch, all ``(B, ...)``."""
-
-    boxes: Boxes
-    flip: Tensor  # bool
-    degrees: Tensor
-    matrix: Tensor  # (B, C, C)
-    mean_gain: Tensor
-    sigma: Tensor  # 0: no blur
-    solarise: Tensor  # bool
-
-    def slice(self, rows: slice) -> "Parameters":
-        """Return the parameters of some of the images."""
-        boxes, *others = self
-        return Parameters(Boxes(*(x[rows] for x in boxes)), *(x[rows] for x in others))
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One random view: crop, resize, flip, rotate, colour jitter, grey, blur, solarise, in this order.
-
-    Every probability is tossed per image. A recipe always consumes the same random numbers, so changing
-    one option leaves the draws of all others as they were.
-
-    Attributes:
-        size: side of the view in pixels.
-        crop_scale: smallest and largest area of the random crop, as a fraction of the image's. The aspect
-            ratio lies in 3/4 to 4/3.
-        flip: probability of mirroring left to right. Zero for digits and letters.
-        rotation: largest angle of a random rotation, in degrees, either way; for handwriting, say, 15.
-        jitter: strengths of brightness, contrast, saturation and hue. A factor is uniform in
-            [max(0, 1 - strength), 1 + strength]; the hue shift is uniform in [-strength, strength] turns.
-        jitter_probability: probability of the colour jitter.
-        grey: probability of a grey image.
-        blur: probability of a Gaussian blur of standard deviation uniform in :data:`BLUR_SIGMA`.
-        solarise: probability of inverting the values of at least one half.
-
-    Raises:
-        ValueError: an option is out of its range.
-    """
-
-    size: int
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    flip: float = 0.5
-    rotation: float = 0.0
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
-    jitter_probability: float = 0.8
-    grey: float = 0.2
-    blur: float = 0.0
-    solarise: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(
-                f"size of a view is {self.size}: it is a side in pixels, at least 1, for example 32"
-            )
-        if self.size < 2 and self.blur > 0:
-            raise ValueError(
-                "blur needs views of size at least 2, but size is 1: set blur=0 or a larger size"
-            )
-        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(
-                f"crop scale of a view is {self.crop_scale}: expected (smallest, largest) fractions of the image's "
-                "area with 0 < smallest <= largest <= 1, for example (0.2, 1.0)"
-            )
-        for name in ("flip", "jitter_probability", "grey", "blur", "solarise"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"{name} of a view is {getattr(self, name)}: it is a probability; give a value from 0 (never) to 1 (always)"
-                )
-        if not 0 <= self.rotation <= 180:
-            raise ValueError(
-                f"rotation of a view is {self.rotation}: it is the largest angle either way; give degrees from 0 to 180"
-            )
-        if len(self.jitter) != 4 or min(self.jitter) < 0 or self.jitter[3] > 0.5:
-            raise ValueError(
-                f"jitter of a view is {self.jitter}: expected four strengths (brightness, contrast, saturation, hue), "
-                "none negative and hue at most 0.5, for example (0.4, 0.4, 0.4, 0.1)"
-            )
-
-    def draw(self, images: Tensor, generator: torch.Generator | None = None) -> Parameters:
-        """Draw what happens to each of ``images`` ``(B, C, H, W)``; see :class:`Views` for the generator."""
-        batch, channels, height, width = images.shape
-        source = images.device if generator is None else generator.device
-        uniform = torch.rand(2 * TRIES + 13, batch, generator=generator, device=source).to(images.device)
-        box, (flip, angle, jitter, *factors, grey, blur, sigma, solarised) = uniform[:-11], uniform[-11:]
-
-        jittered = jitter < self.jitter_probability
-        brightness, contrast, saturation = (
-            torch.where(jittered, between(max(0.0, 1 - strength), 1 + strength, u), 1.0)
-            for strength, u in zip(self.jitter[:3], factors[:3], strict=True)
-        )
-        hue = torch.where(jittered, between(-self.jitter[3], self.jitter[3], factors[3]), 0.0)
-        saturation = torch.where(grey < self.grey, 0.0, saturation)
-        matrix, mean_gain = colour_map(brightness, contrast, saturation, hue, channels)
-        return Parameters(
-            random_boxes(box, (height, width), self.crop_scale),
-            flip < self.flip,
-            between(-self.rotation, self.rotation, angle),
-            matrix,
-            mean_gain,
-            torch.where(blur < self.blur, between(*BLUR_SIGMA, sigma), 0.0),
-            solarised < self.solarise,
-        )
-
-    def apply(self, images: Tensor, parameters: Parameters, out: Tensor) -> None:
-        """Write the views of float32 ``images`` ``(B, C, H, W)`` to ``out`` ``(B, C, size, size)``."""
-        boxes, flip, degrees, matrix, mean_gain, sigma, solarised = parameters
-        if self.rotation:
-            views = resample_rotated(images, boxes, flip, degrees, self.size)
-        else:
-            views = resample(images, boxes, flip, self.size)
-        apply_colour(views, matrix, mean_gain, out)
-        if self.blur:
-            rows = sigma.nonzero()[:, 0]
-            out[rows] = gaussian_blur(out[rows], sigma[rows])
-        if self.solarise:
-            out[solarised] = solarise(out[solarised])
-
-
-def between(low: float, high: float, uniform: Tensor) -> Tensor:
-    """Stretch random numbers from [0, 1) to [low, high)."""
-    return low + (high - low) * uniform
 
 
 class Views(nn.Module):
@@ -178,15 +47,13 @@ class Views(nn.Module):
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
         """Return :attr:`num_views` tensors ``(B, C, size, size)``; see the class."""
         _check_images(images)
-        batch, channels = images.shape[:2]
-        parameters = [recipe.draw(images, generator) for recipe in self.recipes]
-        views = [
-            torch.empty(batch, channels, recipe.size, recipe.size, device=images.device)
-            for recipe in self.recipes
-        ]
-        pixels = channels * max(images[0, 0].numel(), *(recipe.size**2 for recipe in self.recipes))
-        chunk = max(1, _CHUNK // pixels) if images.device.type == "cpu" else batch
+        batch, channels, height, width = images.shape
+        sizes = [recipe.size for recipe in self.recipes]
+        views = [torch.empty(batch, channels, size, size, device=images.device) for size in sizes]
+        largest = channels * max(height * width, max(sizes) ** 2)
+        chunk = max(1, _CHUNK // largest if images.device.type == "cpu" else batch)
         with torch.autocast(images.device.type, enabled=False):
+            parameters = [recipe.draw(images, generator) for recipe in self.recipes]
             for start in range(0, batch, chunk):
                 rows = slice(start, start + chunk)
                 floats = _to_float(images[rows])  # once for all views
@@ -293,8 +160,8 @@ class MultiCrop(Views):
     ) -> None:
         if global_views < 1 or local_views < 0:
             raise ValueError(
-                f"MultiCrop got global_views={global_views} and local_views={local_views}: give at least 1 global "
-                "and at least 0 local views, usually 2 and 6"
+                f"MultiCrop got global_views={global_views} and local_views={local_views}: give at least "
+                "1 global and at least 0 local views, usually 2 and 6"
             )
         crops = [(global_size, global_scale)] * global_views + [(local_size, local_scale)] * local_views
         blurs, solarises = _per_view("blur", blur, len(crops)), _per_view("solarise", solarise, len(crops))
@@ -310,7 +177,8 @@ def _per_view(name: str, value: float | Sequence[float], views: int) -> list[flo
     values = list(value) if isinstance(value, Sequence) else [value] * views
     if len(values) != views:
         raise ValueError(
-            f"{name} lists {len(values)} probabilities for {views} views: give one for each view, or one number for all"
+            f"{name} lists {len(values)} probabilities for {views} views: give one for each view, "
+            "or one number for all"
         )
     return values
 
@@ -323,18 +191,18 @@ def _check_images(images: Tensor) -> None:
     if not isinstance(images, Tensor) or not (images.dtype == torch.uint8 or images.is_floating_point()):
         given = f"a tensor of {images.dtype}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
         raise TypeError(
-            f"images given to the views are {given}: expected a tensor of uint8, or of floating point in [0, 1]; "
-            "convert them, for example with torchvision.transforms.v2.functional.pil_to_tensor"
+            f"images given to the views are {given}: expected a tensor of uint8, or of floating point in "
+            "[0, 1]; convert them, for example with torchvision.transforms.v2.functional.pil_to_tensor"
         )
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
         raise ValueError(
             f"images given to the views have shape {tuple(images.shape)}: expected a batch (B, C, H, W) with "
-            "C = 1 or 3 and H, W >= 1; add the missing dimension with unsqueeze, or move the channels with permute"
+            "C = 1 or 3 and H, W >= 1; add a missing dimension with unsqueeze, or move the channels with permute"
         )
     if images.is_floating_point() and images.numel():
         low, high = (bound.item() for bound in images.aminmax())
         if not (low >= 0 and high <= 1):
             raise ValueError(
-                f"images given to the views have values from {low:.4g} to {high:.4g}: expected floating-point images in "
-                "[0, 1]; divide by 255, or leave normalising to the encoder, which comes after the views"
+                f"images given to the views have values from {low:.4g} to {high:.4g}: expected floating-point "
+                "images in [0, 1]; divide by 255, or leave normalising to the encoder, which follows the views"
             )
