@@ -1,0 +1,229 @@
+"""One page about one training run: ``report.html``, readable without this library and without network.
+
+:func:`write_report` reads what the run left in its folder (``config.yaml``, ``run.json``, ``metrics.csv``,
+``results/*.json``) and takes a bounded sample of the data through the encoder
+(:mod:`contrastive.evaluation.inspection`). A part that cannot be made says in one sentence what it needs.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from contrastive.evaluation import inspection, plots
+from contrastive.evaluation.page import Html, element, facts, folded, join, note, page, table
+from contrastive.evaluation.record import Curve, Path_, Run, read_run
+
+METHODS = {"knn": "kNN", "probe": "Linear probe"}
+MOST_POINTS = 200  # of a curve: more cannot be told apart
+
+# Metrics that share a panel: its title -> their names, and what each is called there.
+PANELS = {
+    "loss": {"loss": "training", "val_loss": "held out"},
+    "cosine similarity": {"positive_similarity": "positive pairs", "negative_similarity": "negative pairs"},
+}
+METERS = {
+    "spread": "1 if all dimensions are used alike, 0 if the embeddings have collapsed",
+    "effective_rank": "number of dimensions in use; 1 if the embeddings have collapsed",
+    "loss_over_chance": "1 if positives cannot be told from negatives",
+}
+REPEATED = ("loss_epoch", "test_loss")  # means of what is drawn already, and single numbers
+
+
+def write_report(
+    run_dir: Path_, output: Path_ | None = None, *, max_images: int = 2000, seed: int = 0
+) -> Path:
+    """Write the report of a run and return its path.
+
+    Args:
+        run_dir: folder of one run, as ``contrastive fit`` leaves it.
+        output: file to write; ``report.html`` in the run folder by default. An existing one is replaced.
+        max_images: how many test images to look at, at most; of training images five times as many. Of larger
+            sets a random part is taken.
+        seed: of that choice, of the views and of the map.
+
+    Raises:
+        FileNotFoundError: ``run_dir`` is not the folder of a run.
+        ValueError: ``max_images`` is below 2.
+    """
+    if max_images < 2:
+        raise ValueError(
+            f"write_report(max_images={max_images}): 2 or more are accepted, since pairs of images are compared; "
+            "leave it at 2000"
+        )
+    run = read_run(run_dir)
+    text = compose(run, take_sample(run, max_images, seed), seed)
+    path = run.folder / "report.html" if output is None else Path(output)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def take_sample(run: Run, limit: int, seed: int) -> inspection.Sample | str:
+    """Take data through the encoder of a run, or say why that cannot be done."""
+    from lightning.pytorch import LightningDataModule
+
+    from contrastive.evaluation.run import instantiate, load_run_encoder
+    from contrastive.views import SimCLRViews
+
+    if "data" not in run.config:
+        return "No pictures: they need config.yaml in the run folder, which names the data."
+    if not (run.folder / "encoder").is_dir():
+        return (
+            "No pictures: they need encoder/ in the run folder, which `contrastive fit` writes when it ends."
+        )
+    try:
+        data = instantiate(run.config["data"], LightningDataModule)
+        data.setup("test")
+        described = run.setting("model.views")
+        views = SimCLRViews() if described is None else instantiate(described, torch.nn.Module)
+        return inspection.take_sample(
+            load_run_encoder(run.folder),
+            data.evaluation_loaders(),
+            views if hasattr(data, "image_shape") or described else None,
+            data.class_names,
+            split=getattr(data, "evaluation_split", "test"),
+            limit=limit,
+            seed=seed,
+        )
+    except (
+        Exception
+    ) as error:  # the data may have moved, classes be gone: the rest of the page is still worth it
+        return f"No pictures: the data or the encoder cannot be used now ({type(error).__name__}: {error})."
+
+
+def compose(run: Run, sample: inspection.Sample | str, seed: int = 0) -> str:
+    """Return the page of a run; in place of a sample stands the sentence that says why there is none."""
+    sections = {"Result": headline(run)}
+    if isinstance(sample, str):
+        sections |= {"Pictures": note(sample), "Training": training(run)}
+    else:
+        sections |= {
+            "Map": inspection.maps(sample, seed),
+            "Neighbours": inspection.neighbours(sample, seed),
+            "Training": training(run),
+            "Similarities": inspection.similarities(sample),
+            "Geometry": inspection.geometry(sample),
+            "Classes": inspection.classes(sample),
+            "Views": inspection.sample_views(sample, seed),
+        }
+    sections |= {"All results": results(run), "Repeat it": reproduce(run)}
+    lead = element("p", f"Report of the training run {run.folder.absolute().name} in {run.folder.parent}")
+    return page(run.title, join(lead, *map(note, run.problems)), sections)
+
+
+def headline(run: Run) -> Html:
+    """The accuracies that count, beside those of raw pixels and of an untrained encoder."""
+    found = run.results.get("label_efficiency", {}).get("metrics", {})
+    if not found:
+        return note(
+            "No comparison yet: `contrastive fit` evaluates when it ends (extras.evaluate), and "
+            "contrastive.evaluation.evaluate_run(run_dir) does it now; labelled data is needed."
+        )
+    *others, (best, accuracies) = found.items()
+    cards, tables = [], []
+    for method, counts in accuracies.items():
+        for count in dict.fromkeys([next(iter(counts)), list(counts)[-1]]):
+            beside = ", ".join(f"{name} {_percent(row[method][count])}" for name, row in others)
+            cards.append(
+                element(
+                    "li",
+                    element("span", f"{METHODS.get(method, method)}, {_labels(count)}"),
+                    element("span", _percent(counts[count]), class_="value"),
+                    element("span", beside, class_="small"),
+                )
+            )
+        rows = [
+            (name, *(_percent(cell, spread=True) for cell in row[method].values()))
+            for name, row in found.items()
+        ]
+        caption = f"{METHODS.get(method, method)}: accuracy by number of labels known in each class"
+        tables.append(table(("", *map(_labels, counts)), rows, caption, marked=best))
+    return join(element("ul", *cards, class_="cards"), *tables)
+
+
+def _labels(count: str) -> str:
+    return "all labels" if count == "all" else f"{count} label{'' if count == '1' else 's'} a class"
+
+
+def _percent(cell: Mapping[str, float], spread: bool = False) -> str:
+    deviation = f" ± {100 * cell['std']:.1f}" if spread and cell["std"] else ""
+    return f"{100 * cell['mean']:.1f}{deviation} %"
+
+
+def training(run: Run) -> Html:
+    """Everything that was logged over time."""
+    left = {name: _thin(*curve) for name, curve in run.metrics.items() if name not in REPEATED}
+    left = {name: curve for name, curve in left.items() if len(curve[0]) > 1}
+    if not left:
+        return note(
+            "No curves: metrics.csv, which trainer.logger=CSVLogger writes, is not in the run folder."
+        )
+    accuracies = {
+        name: name.replace("_", " ")
+        for name in left
+        if "accuracy" in name or "knn" in name or "probe" in name
+    }
+    shared = PANELS | {"accuracy": accuracies}
+    alone = {name: {name: name} for name in (*METERS, *left)}
+    panels = []
+    for title, members in (shared | alone).items():
+        lines = {label: left.pop(name) for name, label in members.items() if name in left}
+        if lines:
+            told = ", ".join(f"{label} from {y[0]:.3g} to {y[-1]:.3g}" for label, (_, y) in lines.items())
+            drawing = plots.curves(lines, title.replace("_", " "))
+            panels.append(inspection.figure(drawing, f"{title} over epochs: {told}.", METERS.get(title, "")))
+    return element("div", *panels, class_="panels")
+
+
+def _thin(x: plots.Array, y: plots.Array) -> Curve:
+    """Leave out what is not finite, and average neighbours so that at most MOST_POINTS are left."""
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    groups = np.array_split(np.arange(len(x)), min(MOST_POINTS, len(x)) or 1)
+    return np.array([x[group].mean() for group in groups]), np.array([y[group].mean() for group in groups])
+
+
+def results(run: Run) -> Html:
+    """Every result file: its numbers in a table, and the whole of it folded."""
+    if not run.results:
+        return note(
+            "No results: `contrastive knn` and `contrastive probe` with --run write them to results/."
+        )
+    rows = [
+        (
+            name,
+            *(
+                ", ".join(f"{key} {value}" for key, value in _flat(document.get(part, {})))
+                for part in ("metrics", "protocol")
+            ),
+        )
+        for name, document in run.results.items()
+    ]
+    return table(("", "numbers", "protocol"), rows, "Every file in results/", class_="explained")
+
+
+def reproduce(run: Run) -> Html:
+    """The command, what it ran with, and the whole configuration."""
+    record = {name: value for name, value in run.record.items() if name != "command"}
+    command = run.record.get("command")
+    parts = [element("pre", element("code", str(command)), tabindex=0)] if command else []
+    parts.append(facts(_flat(record)) if record else note("No command: run.json is not in the run folder."))
+    config = "No configuration: config.yaml is not in the run folder."
+    parts.append(folded("Resolved configuration", run.config_text) if run.config_text else note(config))
+    return join(*parts)
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested names and values as a list of names and texts."""
+    pairs = []
+    for name, value in record.items():
+        label = f"{prefix}{name}".replace("_", " ")
+        if isinstance(value, Mapping):
+            pairs += _flat(value, f"{label} ")
+        else:
+            pairs.append((label, f"{value:.4g}" if isinstance(value, float) else str(value)))
+    return pairs
