@@ -4,13 +4,15 @@ jsonargparse explains a mistake as a tree of everything it tried. The readers be
 tree and say it in one line; a message that none of them knows is passed on, shortened.
 """
 
+import argparse
 import difflib
 import importlib
 import inspect
 import re
 import sys
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import jsonargparse
@@ -39,84 +41,132 @@ class ShortErrors(jsonargparse.ArgumentParser):  # type: ignore[misc]
         """Print one line and leave; a parser that must not exit raises, as in the base class."""
         if not self.exit_on_error:
             super().error(message, ex)
-        parser = getattr(ex, "subcommand_parser", None) or getattr(self, "active", None) or self
-        sys.stderr.write(f"{self.prog.split()[0]}: error: {explain(message, parser)}\n")
-        self.exit(2)
-        raise AssertionError  # not reached: exit does not return
+        sys.stderr.write(f"contrastive: error: {explain(message, self._options())}\n")
+        sys.exit(2)
+
+    def _options(self) -> list[str]:
+        """Return the options of the subcommand that is being parsed, or of this parser if it has none."""
+        words = list(getattr(self, "args", ()))
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction) and words and words[0] in action.choices:
+                return option_names(action.choices[words[0]])
+        return option_names(self)
 
 
-def explain(message: str, parser: Any = None) -> str:
+def explain(message: str, options: Sequence[str] = ()) -> str:
     """Shorten a message of jsonargparse to its cause.
 
     Args:
         message: The message.
-        parser: The parser of the subcommand, to look option names up.
+        options: Dotted names of the options of the command, to look up what was misspelt.
     """
     keys = [key for key in re.findall(r'Parser key "([^"]+)"', message) if key != "config"]
-    path = ".".join(keys)
-    owners = re.findall(r"Problem with given class_path '([^']+)'", message)
-    owner = owners[-1] if owners else ""
-
-    if found := re.search(r"Option '([^']+)' is not accepted", message):
-        key = found[1].split(".init_args")[0].split(".class_path")[0]
-        return f"{short(owner)} has no option {join(path, key)}; {_suggest_key(path, key, options_of(owner))}"
-    if found := re.search(r"the following arguments are required: ([^\n]+)", message):
-        return "; ".join(_required(owner, path, name.strip()) for name in found[1].split(","))
-    if found := re.search(r"Expected a dot import path string: ([^\n]+)", message):
-        names = class_names(owner, keys)
-        return f"there is no {path} called {found[1]}; {suggestion(found[1], names)}"
-    if found := re.search(r"No module named '([^']+)'", message):
-        return (
-            f"{path}: no module {found[1]!r} in the working directory or among the installed packages; "
-            f"write FILE.CLASS for a class of your own, or one of {', '.join(sorted(class_names('', keys[:1])))}"
-        )
-    if found := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message):
-        names = ", ".join(sorted(class_names(owner, keys)))
-        return f"{path}: {short(found[1])} is no {found[2]}" + (f"; choose from {names}" if names else "")
-    if found := re.search(r"unrecognized arguments: (.+)", message):
-        names = option_names(parser)
-        wrong = [word.split("=")[0].lstrip("-") for word in found[1].split() if word.startswith("-")]
-        if not wrong:
-            return f"unexpected {found[1]!r}; options are written --name=value"
-        return "; ".join(f"there is no option --{name}; {_suggest_key('', name, names)}" for name in wrong)
-    if found := re.search(r"does not accept option '([^']+)'", message):
-        return f"there is no option {found[1]}; {_suggest_key('', found[1], option_names(parser), prefix='')}"
-    if found := re.search(r"(?:invalid choice|Expected .*subcommand).*", message):
-        return re.sub(r"\s+", " ", message)
-    if (found := re.search(r"Expected a <class '(\w+)'>", message)) and path:
-        value = re.search(r"(?:Got value|Given value): (?:NestedArg\(key='[^']*', val=)?(.+?)\)?$", message, re.M)
-        return f"{path} must be {_article(found[1])}" + (f", not {value[1]}" if value else "")
+    path = ".".join(keys)  # of the argument that was being read, model.objective for example
+    owner = (["", *re.findall(r"Problem with given class_path '([^']+)'", message)])[-1]
+    for pattern, reader in READERS.items():
+        if found := re.search(pattern, message, re.MULTILINE):
+            return reader(found, Place(path, owner, options_of(owner) if owner else list(options), message))
     return _compressed(message)
 
 
-def _required(owner: str, path: str, name: str) -> str:
-    """Say that a part is missing and what it can be."""
-    names = class_names(owner, [*path.split("."), name])
-    choices = f", one of {', '.join(sorted(names))}" if names else ""
-    return f"{short(owner) or 'the command'} needs {join(path, name)}: give --{join(path, name)}=VALUE{choices}"
+@dataclass(frozen=True)
+class Place:
+    """Where a message points: dotted path, import path of the class whose argument it is, that class's options."""
+
+    path: str
+    owner: str
+    options: list[str]
+    message: str
+
+    @property
+    def classes(self) -> str:
+        """Names of the classes that fit here, in words; empty if there are none to name."""
+        return ", ".join(sorted(class_names(self.owner, self.path)))
 
 
-def _suggest_key(path: str, key: str, choices: Iterable[str], prefix: str = "--") -> str:
-    """Suggest a dotted option; a name is first compared with those at the same depth below the same parent."""
-    choices = list(choices)
-    depth = key.count(".")
-    near = nearest(key, [choice for choice in choices if choice.count(".") == depth]) or nearest(key, choices)
-    head = key.split(".")[0]
-    if not near and depth and (close := nearest(head, {choice.split(".")[0] for choice in choices})) != head:
-        near = close
-    if near:
-        return f"did you mean {prefix}{join(path, near)}?"
-    heads = sorted({choice.split(".")[0] for choice in choices})
-    return f"it has {', '.join(heads)}" if heads else "it has none"
+def _unknown_option(found: re.Match[str], place: Place) -> str:
+    wrong = [word.split("=")[0].lstrip("-") for word in found[1].split() if word.startswith("-")]
+    if found[0].startswith("unrecognized") and not wrong:
+        return f"unexpected {found[1]!r}; options are written --name=value"
+    said = []
+    for name in wrong or [re.sub(r"\.(init_args|class_path).*", "", found[1])]:
+        if group := re.search(rf"Group '([^']+)' does not accept option '{re.escape(name)}'", place.message):
+            name = f"{group[1]}.{name}"
+        who = f"{short(place.owner)} has" if place.owner else "there is"
+        said.append(f"{who} no option {join(place.path, name)}; {_nearest_option(name, place)}")
+    return "; ".join(said)
+
+
+def _nearest_option(name: str, place: Place) -> str:
+    """Suggest an option; ``a.b`` is compared with what is below ``a``, if there is an ``a``."""
+    parent, _, last = name.rpartition(".")
+    below = [option for option in place.options if option.rpartition(".")[0] == parent]
+    if near := nearest(last, [option.rpartition(".")[2] for option in below]):
+        return f"did you mean {join(place.path, parent, near)}?"
+    tops = sorted({option.split(".")[0] for option in place.options})
+    if (near := nearest(name.split(".")[0], tops)) and near != name.split(".")[0]:
+        return f"did you mean {join(place.path, near, *name.split('.')[1:])}?"
+    return f"choose from {', '.join(option.rpartition('.')[2] for option in below) or ', '.join(tops)}"
+
+
+def _missing(found: re.Match[str], place: Place) -> str:
+    said = []
+    for name in found[1].split(","):
+        path = join(place.path, name.strip())
+        names = ", ".join(sorted(class_names(place.owner, path)))
+        choices = f" with one of {names}" if names else ""
+        said.append(f"{short(place.owner) or 'this command'} needs {path}: give --{path}=...{choices}")
+    return "; ".join(said)
+
+
+def _unknown_class(found: re.Match[str], place: Place) -> str:
+    return f"there is no {place.path} called {found[1]}; {suggestion(found[1], class_names(place.owner, place.path))}"
+
+
+def _unknown_module(found: re.Match[str], place: Place) -> str:
+    names = ", ".join(sorted(class_names("", place.path)))
+    return (
+        f"{place.path}: there is no module {found[1]} in the working directory or among the installed packages; "
+        "a class of your own is given as FILE.CLASS" + (f", one of ours as {names}" if names else "")
+    )
+
+
+def _wrong_class(found: re.Match[str], place: Place) -> str:
+    return f"{place.path}: {short(found[1])} is no {found[2]}; choose from {place.classes or 'its subclasses'}"
+
+
+def _wrong_value(found: re.Match[str], place: Place) -> str:
+    kinds = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text"}
+    value = re.search(r"(?:Got value|Given value): (?:NestedArg\(key='[^']*', val=)?'?(.*?)'?\)?$", place.message, re.M)
+    choices = re.fullmatch(r"typing\.Literal\[(.+)\]", found[1])
+    expected = f"one of {choices[1]}" if choices else kinds.get(found[1], found[1])
+    return f"{place.path} must be {expected}" + (f", not {value[1]!r}" if value else "")
+
+
+def _no_file(found: re.Match[str], place: Place) -> str:
+    return f"there is no file {found[1]}"
+
+
+# What a message contains -> who puts it into words. The first that fits is taken: causes stand before their consequences.
+READERS: dict[str, Callable[[re.Match[str], Place], str]] = {
+    r"File does not exist: '([^']+)'": _no_file,
+    r"unrecognized arguments: (.+)": _unknown_option,
+    r"Option '([^']+)' is not accepted": _unknown_option,
+    r"does not accept option '([^']+)'": _unknown_option,
+    r"the following arguments are required: (.+)": _missing,
+    r"Expected a dot import path string: (.+)": _unknown_class,
+    r"No module named '([^']+)'": _unknown_module,
+    r"Import path (\S+) does not correspond to a subclass of (\w+)": _wrong_class,
+    r"Expected a (typing\.Literal\[.+?\])\.": _wrong_value,
+    r"Expected a <class '(\w+)'>": _wrong_value,
+}
 
 
 def options_of(class_path: str) -> list[str]:
     """Return the dotted names of the options of a class, or nothing if it cannot be looked up."""
     try:
-        module, _, name = class_path.rpartition(".")
-        kind = getattr(importlib.import_module(module), name)
         parser = jsonargparse.ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(kind, fail_untyped=False)
+        parser.add_class_arguments(_find(class_path), fail_untyped=False)
     except (ImportError, AttributeError, ValueError, TypeError):
         return []
     return option_names(parser)
@@ -124,35 +174,32 @@ def options_of(class_path: str) -> list[str]:
 
 def option_names(parser: Any) -> list[str]:
     """Return the long options of a parser without their dashes; helpers and groups are left out."""
-    if parser is None:
-        return []
     strings = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
-    return [name[2:] for name in strings if not re.search(r"\.help$|^print_|\+$", name)]
+    return [name[2:] for name in strings if not re.search(r"(^|\.)help$|^print_|\+$", name)]
 
 
-def class_names(owner: str, keys: list[str]) -> set[str]:
-    """Return the short names of the classes that fit a part.
+def class_names(owner: str, path: str) -> set[str]:
+    """Return the short names of the classes that fit an argument.
 
     Args:
-        owner: Import path of the class that takes the part; empty for ``model`` and ``data`` themselves.
-        keys: Path of the part; the last one is the name of the argument.
+        owner: Import path of the class that takes the argument; empty for ``model`` and ``data`` themselves.
+        path: Dotted path of the argument; its last part is the name.
     """
-    base: Any = None
     try:
         if owner:
-            module, _, name = owner.rpartition(".")
-            hints = typing.get_type_hints(getattr(importlib.import_module(module), name).__init__)
-            base = hints.get(keys[-1])
-        elif keys and keys[0] in ("model", "data"):
+            base = typing.get_type_hints(_find(owner).__init__).get(path.rpartition(".")[2])
+        else:
             lightning = importlib.import_module("lightning.pytorch")
-            base = {"model": lightning.LightningModule, "data": lightning.LightningDataModule}[keys[0]]
+            base = {"model": lightning.LightningModule, "data": lightning.LightningDataModule}.get(path)
     except (ImportError, AttributeError, NameError, TypeError):
         return set()
     kinds = [kind for kind in (typing.get_args(base) or (base,)) if inspect.isclass(kind) and kind is not type(None)]
-    names = {kind.__name__ for base in kinds for kind in _subclasses(base) if _presentable(kind)}
-    if "objective" in keys[-1:]:
-        return names
-    return {name for name in names if name}
+    return {kind.__name__ for base in kinds for kind in _subclasses(base) if _presentable(kind)}
+
+
+def _find(class_path: str) -> Any:
+    module, _, name = class_path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 def _subclasses(kind: type) -> Iterable[type]:
@@ -176,10 +223,6 @@ def short(class_path: str) -> str:
 def join(*parts: str) -> str:
     """Join the parts of a dotted name that are not empty."""
     return ".".join(part for part in parts if part)
-
-
-def _article(kind: str) -> str:
-    return {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text"}.get(kind, f"a {kind}")
 
 
 def _compressed(message: str) -> str:

@@ -25,6 +25,8 @@ from contrastive.cli.checkpoint import differences, explain_mismatch, read_model
 from contrastive.cli.errors import ShortErrors
 from contrastive.cli.progress import RunProgress
 from contrastive.cli.run_folder import SaveRun, new_run_folder, newest_checkpoint
+from contrastive.evaluation import evaluate_run
+from contrastive.evaluation.report import write_report
 from contrastive.training import ExportEncoder, SaveOnStop
 
 for package in (data, encoders, objectives, training, views):
@@ -84,13 +86,14 @@ class TrainerCLI(LightningCLI):
     def __init__(self, words: Sequence[str]) -> None:
         self.words = list(words)
         self.changed: list[str] = []
+        self.folder: Path | None = None
         super().__init__(
             LightningModule,
             LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=SaveRun,
-            trainer_defaults={"log_every_n_steps": 10},
+            trainer_defaults={"log_every_n_steps": 10, "enable_model_summary": False},
             seed_everything_default=SEED,
             parser_class=Parser,
             args=self.words,
@@ -135,6 +138,16 @@ class TrainerCLI(LightningCLI):
             if arguments.get("seed") == SEED and not isinstance(seed, bool):
                 arguments["seed"] = seed
 
+    def instantiate_classes(self) -> None:
+        """Build everything; what a class says about its arguments is passed on in its own words."""
+        try:
+            super().instantiate_classes()
+        except ValueError as problem:
+            cause: BaseException = problem
+            while str(cause).startswith("Does not validate") and cause.__cause__ is not None:
+                cause = cause.__cause__
+            raise cause from None
+
     # ------------------------------------------------------------------ the trainer
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -149,6 +162,7 @@ class TrainerCLI(LightningCLI):
         else:
             folder = new_run_folder(_name(self.words), self._get(self.config, "run_dir"))
             checkpoint = self._get(self.config, "ckpt_path")
+            self.folder = folder
             self.save_config_kwargs = {"folder": folder, "words": self.words, "checkpoint": checkpoint}
             config["default_root_dir"] = str(folder)
             config["logger"] = self._loggers(folder, config["logger"])
@@ -176,9 +190,23 @@ class TrainerCLI(LightningCLI):
                 )
             )
             callbacks.append(SaveOnStop())
-        if hasattr(getattr(self.model, "encoder", None), "config"):
-            callbacks.append(ExportEncoder(evaluate=extras.evaluate, report=extras.report))
+        if hasattr(getattr(self.model, "encoder", None), "dim"):
+            callbacks.append(ExportEncoder())
         return [callback for callback in callbacks if not _any(config["callbacks"], type(callback))]
+
+    def after_fit(self) -> None:
+        """Evaluate the encoder and write the report, on the first process; the trained run stays if one fails."""
+        if self.folder is None or not self.trainer.is_global_zero:
+            return
+        extras: Extras = self._get(self.config_init, "extras")
+        if extras.evaluate and (self.folder / "encoder").is_dir():
+            try:
+                evaluate_run(self.folder, data=self.datamodule)
+            except (ValueError, TypeError, OSError) as problem:
+                print(f"not evaluated: {problem}")
+        print(f"run folder: {self.folder}")
+        if extras.report:
+            print(f"report:     {write_report(self.folder)}")
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run, and explain a checkpoint of another shape in a sentence."""
@@ -220,7 +248,7 @@ def hush() -> None:
 
 
 def _asks_for_nothing(record: logging.LogRecord) -> bool:
-    noise = ("Tip:", "available: False", "Seed set to", "`Trainer.fit` stopped:", "callbacks returned from")
+    noise = ("Tip:", "to estimate number of stepping", "available: False", "Seed set to", "`Trainer.fit` stopped:", "callbacks returned from")
     return not any(part in record.getMessage() for part in noise)
 
 
@@ -233,7 +261,10 @@ def _given(words: Sequence[str], option: str) -> str | None:
         if name == f"--{option}":
             return value
         if name in ("--config", "-c") and Path(value).is_file():
-            content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            try:
+                content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            except yaml.YAMLError as problem:
+                raise ValueError(f"{value} is no valid YAML: {' '.join(str(problem).split())}") from problem
             found = content.get(option, found) if isinstance(content, dict) else found
     return found
 

@@ -1,5 +1,6 @@
 """The progress of a whole run on one line: epoch, metrics, time left."""
 
+import io
 import sys
 from typing import Any
 
@@ -23,7 +24,7 @@ class RunProgress(TQDMProgressBar):
 
     def init_train_tqdm(self) -> Tqdm:
         """Make the bar of the run, which starts where a resumed run does."""
-        bar = super().init_train_tqdm()
+        bar = super().init_train_tqdm() if self.terminal else Tqdm(file=io.StringIO(), bar_format=self.BAR_FORMAT)
         bar.total = self._total()
         bar.initial = bar.n = self._done()
         return bar

@@ -1,0 +1,141 @@
+"""The commands beside training: each is a function of the library with a parser made from its signature."""
+
+import ast
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import contrastive
+from contrastive.cli import PLAIN_COMMANDS
+from contrastive.cli.errors import ShortErrors
+
+
+def run_command(command: str, words: Sequence[str]) -> int:
+    """Parse ``words`` for a command, run it, and return its exit code."""
+    function, show = COMMANDS[command]()
+    parser = ShortErrors(prog=f"contrastive {command}", description=PLAIN_COMMANDS[command], allow_abbrev=False)
+    if isinstance(function, type):
+        parser.add_class_arguments(function, as_group=False)
+    else:
+        parser.add_function_arguments(function, skip={"data"}, as_group=False)
+    try:
+        arguments = parser.instantiate_classes(parser.parse_args(list(words)))
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    return show(function(**arguments.as_dict())) or 0
+
+
+def _probe() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
+    from contrastive.evaluation import probe_run
+
+    return probe_run, _print_accuracy
+
+
+def _knn() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
+    from contrastive.evaluation import knn_run
+
+    return knn_run, _print_accuracy
+
+
+def _evaluate() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
+    from contrastive.evaluation import evaluate_run
+
+    return evaluate_run, lambda document: None  # it prints its table
+
+
+def _report() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
+    from contrastive.evaluation.report import write_report
+
+    def report(run: str, max_images: int = 2000, seed: int = 0) -> Path:
+        """Write the report of a run.
+
+        Args:
+            run: folder of the run.
+            max_images: test images to take through the encoder at most.
+            seed: seed of that sample, of the views and of the map.
+        """
+        return write_report(run, max_images=max_images, seed=seed)
+
+    return report, print
+
+
+def _check_data() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
+    from contrastive.data import ImageData, check_data
+
+    def show(data: ImageData) -> int:
+        report = check_data(data)
+        print(report)
+        return 0 if report.ok else 1
+
+    return ImageData, show
+
+
+def _list() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
+    return public_classes, print
+
+
+COMMANDS = {
+    "probe": _probe,
+    "knn": _knn,
+    "evaluate": _evaluate,
+    "report": _report,
+    "check-data": _check_data,
+    "list": _list,
+}
+
+
+def _print_accuracy(document: dict[str, Any]) -> None:
+    for name, value in document["metrics"].items():
+        if isinstance(value, float):
+            print(f"{name:<24}{value:.4f}")
+
+
+# ---------------------------------------------------------------------- list
+
+# Package -> base classes that its choices have by name; none means all public classes but those of NOT_TO_CHOOSE.
+PACKAGES: dict[str, set[str]] = {
+    "objectives": set(),
+    "encoders": set(),
+    "views": set(),
+    "data": set(),
+    "training": {"LightningModule"},
+}
+NOT_TO_CHOOSE = {"Objective", "Views", "Recipe", "Batch", "Loader", "DataReport"}
+
+
+def public_classes(
+    kind: Literal["all", "objectives", "encoders", "views", "data", "training"] = "all",
+) -> str:
+    """Return what can be named in a configuration, with a line on each; reads the source and imports nothing.
+
+    Args:
+        kind: what to list.
+    """
+    lines = []
+    for package in PACKAGES if kind == "all" else (kind,):
+        lines += [f"{package}:", *(f"  {name:<20}{about}" for name, about in _classes_of(package)), ""]
+    if kind in ("all", "data"):
+        lines.append(
+            "sources of ImageData: digits, a torchvision data set (CIFAR10, ...), a folder of images or of Parquet files, "
+            "a .parquet file, a list of files (.csv, .tsv, .txt)"
+        )
+    return "\n".join(lines).rstrip()
+
+
+def _classes_of(package: str) -> Iterator[tuple[str, str]]:
+    folder = Path(contrastive.__file__).parent / package
+    public = _assigned(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")), "__all__")
+    for path in sorted(folder.glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.ClassDef) or node.name not in public or node.name in NOT_TO_CHOOSE:
+                continue
+            if not PACKAGES[package] or PACKAGES[package] & {ast.unparse(base) for base in node.bases}:
+                yield node.name, (ast.get_docstring(node) or "").split("\n")[0]
+
+
+def _assigned(module: ast.Module, name: str) -> list[str]:
+    for node in module.body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            found: list[str] = ast.literal_eval(node.value)
+            return found
+    return []
