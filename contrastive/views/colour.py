@@ -95,7 +95,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     for _ in range(2):  # down the columns, then down the columns of the transposed image
         padded = F.pad(planes, (0, 0, radius, radius), mode="reflect")
         planes = F.conv2d(padded, kernel, groups=batch * channels).transpose(2, 3)
-    return planes.reshape(images.shape)
+    return planes.reshape(images.shape).clamp_(0, 1)  # rounding may leave the range of the images
 
 
 def blur_radius(size: int) -> int:

@@ -86,25 +86,31 @@ def resample(images: Tensor, boxes: Boxes, flip: Tensor, size: int) -> Tensor:
     if images.device.type == "cpu" and size * max(images.shape[-2:]) > _MATRIX_LIMIT:
         return _resample_one_by_one(images, boxes, flip, size)
     batch, channels, height, width = images.shape
-    rows = _weights(boxes.top, boxes.height, torch.zeros_like(flip), size, height)
-    columns = _weights(boxes.left, boxes.width, flip, size, width)
+    # Both axes at once: rows for the first half, columns for the second. A mirrored axis runs backwards.
+    start, length = torch.cat((boxes.top, boxes.left)), torch.cat((boxes.height, boxes.width))
+    backwards = torch.cat((torch.zeros_like(flip), flip))
+    weights = _weights(start[:, None], length[:, None], backwards[:, None], size, max(height, width))
+    rows, columns = weights[:batch, :, :height], weights[batch:, :, :width]
     narrow = torch.bmm(images.reshape(batch, channels * height, width), columns.transpose(1, 2))
     return torch.matmul(rows[:, None], narrow.view(batch, channels, height, size))
 
 
-def _weights(start: Tensor, length: Tensor, flip: Tensor, size: int, full: int) -> Tensor:
-    """Interpolation matrices ``(B, size, full)`` that resize pixels [start, start + length) of an axis."""
-    centre = torch.arange(size, device=start.device) + 0.5
-    centre = torch.where(flip[:, None], size - centre, centre)
-    shrink = length[:, None] / size
-    centre = start[:, None] + centre * shrink - 0.5
+def _weights(start: Tensor, length: Tensor, backwards: Tensor, size: int, full: int) -> Tensor:
+    """Interpolation matrices ``(N, size, full)`` that resize pixels [start, start + length) of an axis.
+
+    ``start``, ``length`` and ``backwards`` are ``(N, 1)``.
+    """
+    fraction = (torch.arange(size, device=start.device) + 0.5) / size
+    step = torch.where(backwards, -length, length)
+    centre = torch.addcmul(torch.where(backwards, start + length, start) - 0.5, step, fraction)
     pixel = torch.arange(full, device=start.device, dtype=torch.float32)
     if full <= size:
         # No crop shrinks: the two taps around each centre, the border pixel standing in for those outside.
-        centre = centre.clamp(start[:, None], (start + length - 1)[:, None])
-        return (centre[:, :, None] - pixel).abs_().neg_().add_(1).relu_()
-    weights = (centre[:, :, None] - pixel).div_(shrink.clamp(min=1)[:, :, None]).abs_().neg_().add_(1).relu_()
-    inside = (pixel >= start[:, None]) & (pixel < (start + length)[:, None])
+        centre = centre.clamp(start, start + length - 1)
+        return (1 - (centre[:, :, None] - pixel).abs_()).relu_()
+    shrink = (length / size).clamp(min=1)
+    weights = (1 - (centre[:, :, None] - pixel).div_(shrink[:, :, None]).abs_()).relu_()
+    inside = (pixel >= start) & (pixel < start + length)
     weights *= inside[:, None]
     return weights.div_(weights.sum(-1, keepdim=True))
 
