@@ -25,6 +25,17 @@ class Objective(nn.Module):
         super().__init__()
         self.stats = {}
 
+    def __call__(self, *views: Tensor, **inputs: Any) -> Tensor:
+        """Compute the loss; refuse one that is not finite, naming the objective and the first bad row.
+
+        Raises:
+            FloatingPointError: if the loss is NaN or infinite.
+        """
+        loss: Tensor = super().__call__(*views, **inputs)
+        if not bool(torch.isfinite(loss.detach())):
+            raise FloatingPointError(_describe_bad_loss(type(self).__name__, loss, views))
+        return loss
+
     def setup(self, num_samples: int) -> None:
         """Size the state that is kept per sample, once the length of the data set is known."""
 
@@ -44,3 +55,15 @@ class Objective(nn.Module):
             name: value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
             for name, value in stats.items()
         }
+
+
+def _describe_bad_loss(name: str, loss: Tensor, views: tuple[Tensor, ...]) -> str:
+    message = f"{name}: the loss is {float(loss.detach())}"
+    for position, view in enumerate(views):
+        bad = (~torch.isfinite(view.detach())).flatten(1).any(1).nonzero().flatten()
+        if len(bad):
+            return (
+                f"{message}; the first bad row is row {int(bad[0])} of view {position} ({len(bad)} of {len(view)} rows "
+                "are not finite). Lower the learning rate, clip gradients, or look for bad values in the inputs."
+            )
+    return f"{message} although every embedding is finite; raise the temperature or train in float32."

@@ -1,11 +1,12 @@
 """The similarity engine: objectives see rows of a matrix that is never held whole."""
 
-from contrastive.similarity.distributed import Gathered, gather, global_mean, global_sum, world_size
+from contrastive.similarity.distributed import Gathered, average, gather, global_mean, global_sum, world_size
 from contrastive.similarity.rows import stream_rows
 from contrastive.similarity.softmax import logsumexp_both, logsumexp_cross, logsumexp_self
 
 __all__ = [
     "Gathered",
+    "average",
     "gather",
     "global_mean",
     "global_sum",

@@ -26,10 +26,6 @@ class Gathered(NamedTuple):
     all: Tensor
     start: int
 
-    def map(self, local: Tensor, stacked: Tensor, rows_per_sample: int = 1) -> "Gathered":
-        """The same processes seen through other tensors, each sample spread over ``rows_per_sample`` rows."""
-        return Gathered(local, stacked, self.start * rows_per_sample)
-
 
 def gather(rows: Tensor) -> Gathered:
     """Gather the rows of every process; gradients are summed back to the process that owns the row.
@@ -48,8 +44,8 @@ def gather(rows: Tensor) -> Gathered:
     if world_size() == 1:
         return Gathered(rows, rows, 0)
     counts = _exchange_counts(rows)
-    stacked = _GatherRows.apply(rows, counts)  # type: ignore[no-untyped-call]
-    return Gathered(rows, stacked, sum(counts[: dist.get_rank()]))
+    stacked = _GatherRows.apply(rows, counts)
+    return Gathered(rows, stacked, _own_start(counts))
 
 
 def global_mean(values: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -66,14 +62,15 @@ def global_mean(values: Tensor, valid: Tensor | None = None) -> Tensor:
     Returns:
         A scalar; a differentiable zero when no process has a valid anchor.
     """
-    if valid is not None:
-        values = torch.where(valid, values, torch.zeros_like(values))
-        count = valid.sum().to(values.dtype)
-    else:
-        count = torch.tensor(float(len(values)), dtype=values.dtype, device=values.device)
-    if world_size() > 1:
-        dist.all_reduce(count)
-    return values.sum() * world_size() / count.clamp(min=1)
+    if valid is None:
+        return average(values.sum(), len(values))
+    return average(torch.where(valid, values, torch.zeros_like(values)).sum(), valid.sum())
+
+
+def average(total: Tensor, count: int | Tensor) -> Tensor:
+    """:func:`global_mean` of anchors whose losses sum to ``total`` and of which there are ``count`` here."""
+    count = global_sum(torch.as_tensor(count, dtype=total.dtype, device=total.device))
+    return total * world_size() / count.clamp(min=1)
 
 
 def global_sum(value: Tensor) -> Tensor:
@@ -82,6 +79,10 @@ def global_sum(value: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(value)
     return value
+
+
+def _own_start(counts: list[int]) -> int:
+    return sum(counts[: dist.get_rank()])
 
 
 def _exchange_counts(rows: Tensor) -> list[int]:
@@ -100,12 +101,12 @@ class _GatherRows(torch.autograd.Function):
         padded[: len(rows)] = rows
         received = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(received, padded)
-        rank = dist.get_rank()
-        ctx.own = slice(sum(counts[:rank]), sum(counts[: rank + 1]))  # type: ignore[attr-defined]
+        start = sum(counts[: dist.get_rank()])
+        ctx.own = slice(start, start + len(rows))  # type: ignore[attr-defined]
         return torch.cat([part[:count] for part, count in zip(received, counts, strict=True)])
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
         grad = grad.contiguous().clone()
         dist.all_reduce(grad)
         return grad[ctx.own], None  # type: ignore[attr-defined]

@@ -11,9 +11,6 @@ RowLoss = Callable[..., Tensor]
 
 # Up to this many entries the matrix is small: plain autograd is as fast, and can be differentiated twice.
 DENSE_ENTRIES = 2**18
-# Entries of a streamed block: its handful of temporaries stay in a processor's cache, or fill a GPU.
-_BLOCK_ENTRIES = {"cpu": 2**21}
-_BLOCK_ENTRIES_ACCELERATOR = 2**25
 
 
 def stream_rows(
@@ -54,9 +51,8 @@ def stream_rows(
         ):
             return row_loss(queries @ keys.T, slice(0, num_queries), *params)
         if block_size is None:
-            entries = _BLOCK_ENTRIES.get(queries.device.type, _BLOCK_ENTRIES_ACCELERATOR)
-            block_size = max(64, entries // max(num_keys, 1))
-        total: Tensor = _StreamRows.apply(queries, keys, row_loss, block_size, *params)  # type: ignore[no-untyped-call]
+            block_size = choose_block_size(num_keys, queries.device)
+        total: Tensor = _StreamRows.apply(queries, keys, row_loss, block_size, *params)
         return total
 
 
@@ -100,7 +96,7 @@ class _StreamRows(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         inputs, grads = saved[: len(saved) // 2], saved[len(saved) // 2 :]
         grads = [None if g is None else (g * grad).to(g.dtype) for g in grads]
@@ -119,7 +115,7 @@ class _DifferentiableOnce(torch.autograd.Function):
         return gradient.clone()
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Any:
         raise RuntimeError(
             f"{ctx.name}: a streamed result was differentiated twice, "  # type: ignore[attr-defined]
             "but only matrices of at most "
@@ -129,8 +125,14 @@ class _DifferentiableOnce(torch.autograd.Function):
 
 def differentiable_once(name: str, gradient: Tensor, source: Tensor) -> Tensor:
     """``gradient`` with a graph that raises, naming ``name``, when differentiated with respect to ``source``."""
-    result: Tensor = _DifferentiableOnce.apply(gradient, source, name)  # type: ignore[no-untyped-call]
+    result: Tensor = _DifferentiableOnce.apply(gradient, source, name)
     return result
+
+
+def choose_block_size(num_keys: int, device: torch.device) -> int:
+    """Rows a block: enough to keep matrix products efficient, few enough to stay in cache, or to fill a GPU."""
+    entries = 2**21 if device.type == "cpu" else 2**25
+    return max(64, entries // max(num_keys, 1))
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -143,7 +145,8 @@ def check_pair(name: str, queries: Tensor, keys: Tensor) -> None:
     for role, x in (("queries", queries), ("keys", keys)):
         if x.ndim != 2 or not x.is_floating_point():
             raise ValueError(
-                f"{name}: {role} has shape {tuple(x.shape)} and dtype {x.dtype}; expected a floating-point matrix (rows, D)."
+                f"{name}: {role} has shape {tuple(x.shape)} and dtype {x.dtype}; expected a "
+                "floating-point matrix (rows, D)."
             )
     if queries.shape[1] != keys.shape[1] or queries.dtype != keys.dtype or queries.device != keys.device:
         raise ValueError(

@@ -94,7 +94,7 @@ def _logsumexp(
     with torch.autocast(queries.device.type, enabled=False):
         queries = at_least_float32(queries)
         keys = None if keys is None else at_least_float32(keys)
-        result: tuple[Tensor, Tensor] = _LogSumExp.apply(queries, keys, pairs, columns)  # type: ignore[no-untyped-call]
+        result: tuple[Tensor, Tensor] = _LogSumExp.apply(queries, keys, pairs, columns)
     return result
 
 
@@ -114,7 +114,7 @@ class _LogSumExp(torch.autograd.Function):
         return row_lse, column_lse
 
     @staticmethod
-    def backward(ctx: Any, grad_rows: Tensor, grad_columns: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_rows: Tensor, grad_columns: Tensor) -> tuple[Tensor | None, ...]:
         a, b, row_lse, column_lse = ctx.saved_tensors
         needs_a, needs_b = ctx.needs_input_grad[:2]
         twice = torch.is_grad_enabled()  # create_graph=True
@@ -292,5 +292,7 @@ def _ranges(ids: Tensor | None, size: int) -> list[list[int]]:
     """Smallest and largest id of each slice of ``size`` rows."""
     if ids is None or not len(ids):
         return []
-    ranges: list[list[int]] = torch.stack([torch.stack(part.aminmax()) for part in ids.split(size)]).tolist()
+    ranges: list[list[int]] = torch.stack(
+        [torch.stack(part.aminmax()) for part in torch.split(ids, size)]
+    ).tolist()
     return ranges

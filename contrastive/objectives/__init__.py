@@ -1,0 +1,8 @@
+"""Objectives: rules that turn the embeddings of several views into a loss. One file a paper."""
+
+from contrastive.objectives.base import Objective
+from contrastive.objectives.hard import HardInfoNCE
+from contrastive.objectives.infonce import InfoNCE
+from contrastive.objectives.supcon import SupCon
+
+__all__ = ["HardInfoNCE", "InfoNCE", "Objective", "SupCon"]
