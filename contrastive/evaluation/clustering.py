@@ -54,7 +54,9 @@ def clustering_metrics(
         "cluster_accuracy": int(counts[rows, columns].sum()) / len(features),
         "purity": int(counts.max(dim=1).values.sum()) / len(features),
     }
-    sample = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:max_silhouette].numpy()
+    sample = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[
+        :max_silhouette
+    ].numpy()
     if 1 < len(set(y[sample].tolist())) < len(sample):
         result["silhouette"] = float(metrics.silhouette_score(vectors[sample], y[sample]))
     return result

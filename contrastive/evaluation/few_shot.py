@@ -93,7 +93,9 @@ def sample_episodes(
         )
     classes, group, counts = torch.unique(labels.cpu(), return_inverse=True, return_counts=True)
     if way > len(classes):
-        raise ValueError(f"sample_episodes: way={way} of {len(classes)} classes; ask for {len(classes)} at most")
+        raise ValueError(
+            f"sample_episodes: way={way} of {len(classes)} classes; ask for {len(classes)} at most"
+        )
     if int(counts.min()) < shot + queries:
         smallest = int(counts.argmin())
         raise ValueError(

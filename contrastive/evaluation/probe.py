@@ -219,6 +219,13 @@ def _fit_lbfgs(
     import numpy as np
     from scipy.optimize import minimize
 
+    if 2 * len(x) <= x.shape[1]:
+        # The rows of W lie in the span of few samples: solve for their coordinates in an orthonormal basis.
+        basis, coordinates = torch.linalg.qr(x.T)
+        weight, bias, loss, converged = _fit_lbfgs(
+            coordinates.T, targets, num_classes, C, tolerance=tolerance, max_iterations=max_iterations
+        )
+        return weight @ basis.T, bias, loss, converged
     rows, dim = x.shape
     # With two classes scikit-learn has one logit w = W_1 - W_0. At the optimum W_1 = -W_0: |w|^2 = 2 |W|^2.
     ridge = (2.0 if num_classes == 2 else 1.0) / (C * rows)

@@ -10,7 +10,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("contrastive", "torch", "numpy", "scipy", "scikit-learn", "faiss-cpu", "lightning", "torchmetrics")
+PACKAGES = (
+    "contrastive",
+    "torch",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "faiss-cpu",
+    "lightning",
+    "torchmetrics",
+)
 
 
 def write_result(
@@ -71,7 +80,11 @@ def describe_data(data: Any) -> dict[str, Any]:
     source = getattr(data, "source", None)
     return {
         "class": type(data).__name__,
-        "source": source if isinstance(source, str) else type(source).__name__ if source is not None else None,
+        "source": source
+        if isinstance(source, str)
+        else type(source).__name__
+        if source is not None
+        else None,
         "fingerprint": getattr(data, "fingerprint", None),
     }
 

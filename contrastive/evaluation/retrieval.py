@@ -95,7 +95,14 @@ def retrieval_metrics(
     _, group = torch.unique(query_labels[asked], return_inverse=True)
     sums = table.new_zeros(int(group.max()) + 1, table.shape[1]).index_add_(0, group, table)
     class_means = (sums / torch.bincount(group)[:, None]).mean(0)
-    names = ["precision_at_1", *(f"recall_at_{k}" for k in recall_at), "r_precision", "map_at_r", "map", "mrr"]
+    names = [
+        "precision_at_1",
+        *(f"recall_at_{k}" for k in recall_at),
+        "r_precision",
+        "map_at_r",
+        "map",
+        "mrr",
+    ]
     return Retrieval(
         metrics=dict(zip(names, table.mean(0).tolist(), strict=True)),
         class_means=dict(zip(names, class_means.tolist(), strict=True)),

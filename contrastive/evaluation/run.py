@@ -19,11 +19,11 @@ from contrastive.evaluation.metrics import Classification
 from contrastive.evaluation.probe import label_efficiency, linear_probe
 from contrastive.evaluation.results import describe_data, describe_encoder, write_result
 
-Path_ = str | os.PathLike[str]
+Folder = str | os.PathLike[str]
 
 
 def probe_run(
-    run: Path_,
+    run: Folder,
     *,
     data: LightningDataModule | None = None,
     protocol: Literal["lbfgs", "sgd"] = "lbfgs",
@@ -55,7 +55,7 @@ def probe_run(
     start = time.perf_counter()
     data = _prepare(run, data)
     train, test = _features(load_run_encoder(run), data, device)
-    settings = {"protocol": protocol, "standardize": standardize, "seed": seed}
+    settings: dict[str, Any] = {"solver": protocol, "standardize": standardize}
     result = linear_probe(
         train,
         test,
@@ -75,7 +75,7 @@ def probe_run(
 
 
 def knn_run(
-    run: Path_,
+    run: Folder,
     *,
     data: LightningDataModule | None = None,
     k: int = 20,
@@ -105,7 +105,7 @@ def knn_run(
 
 
 def evaluate_run(
-    run: Path_,
+    run: Folder,
     *,
     data: LightningDataModule | None = None,
     labels_per_class: Sequence[int | None] = (1, 5, 10, None),
@@ -196,7 +196,7 @@ class RawPixels(nn.Module):
         return values.flatten(1)
 
 
-def load_run_encoder(run: Path_, *, untrained: int | None = None) -> nn.Module:
+def load_run_encoder(run: Folder, *, untrained: int | None = None) -> nn.Module:
     """The encoder of a run: as trained, or with fresh weights.
 
     Encoders of other packages are built from the configuration of the run.
@@ -231,15 +231,27 @@ def instantiate(part: Mapping[str, Any], base: type) -> Any:
     Args:
         part: the description; arguments may be descriptions themselves.
         base: class that the object must be an instance of.
+
+    Raises:
+        ValueError: the class is not found, or does not take the arguments.
     """
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentError, ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base, "part")
-    return parser.instantiate_classes(parser.parse_object({"part": dict(part)})).part
+    try:
+        return parser.instantiate_classes(parser.parse_object({"part": dict(part)})).part
+    except ArgumentError as error:
+        cause: BaseException = error  # the outermost message lists every type that was tried
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ValueError(
+            f"{part.get('class_path')} cannot be built from its init_args {part.get('init_args', {})} ({cause}); make "
+            "the configuration fit this version of the class, or give the object itself"
+        ) from error
 
 
-def _read_config(run: Path_) -> dict[str, Any]:
+def _read_config(run: Folder) -> dict[str, Any]:
     import yaml
 
     path = Path(run) / "config.yaml"
@@ -249,7 +261,7 @@ def _read_config(run: Path_) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _prepare(run: Path_, data: LightningDataModule | None) -> Any:
+def _prepare(run: Folder, data: LightningDataModule | None) -> Any:
     """The data module to evaluate on, set up."""
     if not Path(run).is_dir():
         raise FileNotFoundError(
@@ -264,8 +276,8 @@ def _prepare(run: Path_, data: LightningDataModule | None) -> Any:
         data = instantiate(part, LightningDataModule)
     if not hasattr(data, "evaluation_loaders"):
         raise TypeError(
-            f"data is a {type(data).__name__} without evaluation_loaders(), which gives ordered batches of the labelled "
-            "training set and the test set; add that method, or use a data module of contrastive.data"
+            f"data is a {type(data).__name__} without evaluation_loaders(), which gives ordered batches of the "
+            "labelled training set and of the test set; add that method, or use a data module of contrastive.data"
         )
     data.prepare_data()
     data.setup("test")
@@ -277,16 +289,25 @@ def _features(encoder: nn.Module, data: Any, device: str) -> tuple[Features, Fea
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = encoder.to(device)
-    train, test = (extract_features(encoder, loader, device, gather=False) for loader in data.evaluation_loaders())
+    train, test = (
+        extract_features(encoder, loader, device, gather=False) for loader in data.evaluation_loaders()
+    )
     return train, test
 
 
 def _write(
-    run: Path_, name: str, settings: dict[str, Any], result: Classification, data: Any, seed: int, start: float
+    run: Folder,
+    name: str,
+    settings: dict[str, Any],
+    result: Classification,
+    data: Any,
+    seed: int,
+    start: float,
 ) -> dict[str, Any]:
     names = getattr(data, "class_names", [])
     recall = {
-        str(names[label] if 0 <= label < len(names) else label): value for label, value in result.recall.items()
+        str(names[label] if 0 <= label < len(names) else label): value
+        for label, value in result.recall.items()
     }
     return write_result(
         Path(run) / "results",
