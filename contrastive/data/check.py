@@ -1,11 +1,12 @@
 """Look through all images of a data set and report those that cannot be read."""
 
-import os
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
-from contrastive.data.images import Split
+from torch.utils.data import DataLoader, Dataset
+
+from contrastive.data.images import MANY, Images, Split
 from contrastive.data.module import ImageData
 
 
@@ -71,6 +72,24 @@ class DataReport:
         return "\n".join([*lines, "The data are fine."] if self.ok else lines)
 
 
+class _Look(Dataset[Any]):
+    """Item ``i`` is the height and width of image ``i``, or what is wrong with it."""
+
+    def __init__(self, images: Images, channels: int) -> None:
+        self.images = images
+        self.channels = channels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[int, int] | str:
+        try:
+            height, width = self.images.read(i, self.channels).shape[1:]
+        except Exception as error:
+            return f"{self.images.where(i)}: {error}"
+        return height, width
+
+
 def check_data(data: ImageData) -> DataReport:
     """Read every image once, keep none, and go on after those that cannot be read.
 
@@ -83,20 +102,16 @@ def check_data(data: ImageData) -> DataReport:
     """
     source = data.opened
     splits = {"train": source.train, "validation": source.validation, "test": source.test}
-    reports = [_check(name, split, data.channels) for name, split in splits.items() if split is not None]
+    reports = [_check(name, split, data) for name, split in splits.items() if split is not None]
     return DataReport(reports, scaled=data.target_size is not None)
 
 
-def _check(name: str, split: Split, channels: int) -> SplitReport:
-    def look(i: int) -> tuple[int, int] | str:
-        try:
-            height, width = split.images.read(i, channels).shape[1:]
-        except Exception as error:
-            return f"{split.images.where(i)}: {error}"
-        return height, width
-
-    with ThreadPoolExecutor((os.cpu_count() or 1) if split.images.threads else 1) as pool:
-        seen = list(pool.map(look, range(len(split.images))))
+def _check(name: str, split: Split, data: ImageData) -> SplitReport:
+    look = _Look(split.images, data.channels)
+    workers = data.num_workers if len(look) >= MANY else 0
+    seen = [
+        result for block in DataLoader(look, 256, num_workers=workers, collate_fn=list) for result in block
+    ]
     counts = [] if split.labels is None else split.labels.bincount(minlength=len(split.class_names)).tolist()
     return SplitReport(
         name,

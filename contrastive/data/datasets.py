@@ -21,8 +21,6 @@ class DatasetImages:
             dict with the keys ``image`` (or ``img``) and, for labelled images, ``label``.
     """
 
-    threads = False  # nobody promised that the data set can be read by several threads at once
-
     def __init__(self, dataset: Dataset[Any] | Sequence[Any]) -> None:
         self.dataset = dataset
         self.name = type(dataset).__name__

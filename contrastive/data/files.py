@@ -21,8 +21,6 @@ class FileImages:
         root: their common folder. The fingerprint holds paths relative to it, so it survives a move.
     """
 
-    threads = True
-
     def __init__(self, paths: Sequence[Path], root: Path) -> None:
         self.paths = paths
         self.root = root

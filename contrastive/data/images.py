@@ -1,8 +1,7 @@
 """Images that are not read yet, and the ways to read them: one, all into a tensor, or batch by batch."""
 
-import os
+import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import accumulate
@@ -14,14 +13,15 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
-from torchvision.io import ImageReadMode, decode_image
+
+from contrastive.data.loader import in_workers, reader
+
+MANY = 5000
+"""Images for which reading by several processes is worth starting them."""
 
 
 class Images(Protocol):
     """Random access to the images of one source."""
-
-    threads: bool
-    """Whether several threads may read at once."""
 
     def __len__(self) -> int: ...
 
@@ -70,7 +70,6 @@ class JoinedImages:
     def __init__(self, parts: Sequence[Images]) -> None:
         self.parts = parts
         self.ends = list(accumulate(len(part) for part in parts))
-        self.threads = all(part.threads for part in parts)
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -98,32 +97,21 @@ class JoinedImages:
 def decode(content: bytes, channels: int) -> Tensor:
     """Decode an image file: uint8 ``(channels, H, W)``, turned upright where its metadata say so.
 
-    JPEG and PNG are decoded by torchvision, in less than half of Pillow's time for 32-pixel JPEG, and all
-    other formats by Pillow. 16-bit PNG is cut to its upper 8 bits.
-
     Raises:
         ValueError: if the bytes are no complete image.
     """
-    if content.startswith((b"\xff\xd8\xff", b"\x89PNG")):
-        mode = ImageReadMode.RGB if channels == 3 else ImageReadMode.GRAY
-        encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        try:
-            image: Tensor = decode_image(encoded, mode=mode, apply_exif_orientation=True)
-        except RuntimeError as error:
-            raise ValueError(str(error).splitlines()[0]) from error
-        return image if image.dtype == torch.uint8 else (image.to(torch.int32) >> 8).to(torch.uint8)
     try:
         with Image.open(BytesIO(content)) as picture:
             return as_image(ImageOps.exif_transpose(picture), channels)
-    except OSError as error:  # Pillow's own errors are kinds of OSError
-        raise ValueError(f"its {len(content)} bytes are no readable image") from error
+    except (OSError, SyntaxError) as error:  # what Pillow's decoders raise
+        raise ValueError(f"its {len(content)} bytes are no complete image ({error})") from error
 
 
 def as_image(value: Any, channels: int) -> Tensor:
     """Turn an image in memory into a uint8 tensor.
 
     Integers are taken as 0 to 255 and floats as 0 to 1. Grey becomes RGB by repetition, RGB becomes grey by
-    the weights of ITU-R BT.601, and an alpha channel is dropped.
+    the weights of ITU-R BT.601, and an alpha channel is dropped. Of 16-bit PIL images the upper 8 bits remain.
 
     Args:
         value: PIL image, array ``(H, W)`` or ``(H, W, C)``, or tensor ``(H, W)`` or ``(C, H, W)``.
@@ -136,10 +124,10 @@ def as_image(value: Any, channels: int) -> Tensor:
         ValueError: if the value is no such image.
     """
     if isinstance(value, Image.Image):
-        if value.mode[0] in "IF":
-            raise ValueError(
-                f"PIL mode {value.mode!r} has more than 8 bits; convert the image to 'L' or 'RGB'"
-            )
+        if value.mode.startswith("I;16"):
+            value = Image.fromarray((np.array(value) >> 8).astype(np.uint8))
+        if value.mode in ("I", "F"):
+            raise ValueError(f"PIL mode {value.mode!r} has no fixed range; convert the image to 'L' or 'RGB'")
         value = np.array(value.convert("RGB" if channels == 3 else "L"))
     if isinstance(value, np.ndarray):
         tensor = torch.from_numpy(value.copy())
@@ -223,28 +211,23 @@ class ImageStream(Dataset[Tensor]):
             ) from error
         return image if self.size is None else scale(image, self.size)
 
-    def fill(self, out: Tensor, rows: Sequence[int]) -> None:
-        """Read the images ``rows`` into ``out``, uint8 ``(len(rows), C, H, W)``."""
-        batch = [self.read(row) for row in rows]
-        for row, image in zip(rows, batch, strict=True):
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        batch = [self.read(row) for row in rows.tolist()]
+        for row, image in zip(rows.tolist(), batch, strict=True):
             if image.shape != self.shape:
                 raise ValueError(
                     f"ImageData(size=None) needs images of one size: {self.images.where(0)} has (C, H, W) = "
                     f"{self.shape} and {self.images.where(row)} has {tuple(image.shape)}. Set size=..., to which "
                     "every image is then scaled and cut."
                 )
-        torch.stack(batch, out=out)
+        return torch.stack(batch)
 
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        batch = torch.empty((len(rows), *self.shape), dtype=torch.uint8)
-        self.fill(batch, rows.tolist())
-        return batch
-
-    def load(self) -> Tensor:
-        """Read all images at once: uint8 ``(N, C, H, W)``."""
+    def load(self, num_workers: int = 0) -> Tensor:
+        """Read all images at once, by ``num_workers`` processes if there are many: uint8 ``(N, C, H, W)``."""
         out = torch.empty((len(self), *self.shape), dtype=torch.uint8)
-        blocks = [range(begin, min(begin + 256, len(self))) for begin in range(0, len(self), 256)]
-        with ThreadPoolExecutor((os.cpu_count() or 1) if self.images.threads else 1) as pool:
-            for _ in pool.map(lambda rows: self.fill(out[rows.start : rows.stop], rows), blocks):
-                pass  # raises here what a thread has raised, and drops the blocks not begun
+        # Blocks of about 1 MB pass through shared memory, of which containers have little.
+        blocks = torch.arange(len(self)).split(max(1, (1 << 20) // math.prod(self.shape)))  # type: ignore[no-untyped-call]
+        workers = num_workers if len(self) >= MANY else 0
+        for rows, images in zip(blocks, in_workers(reader(self, blocks, workers)), strict=True):
+            out[rows[0] : rows[-1] + 1] = images
         return out

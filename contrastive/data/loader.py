@@ -1,6 +1,6 @@
 """Batches of one split: shuffled by (seed, epoch), shared out over processes, resumable in mid-epoch."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -80,15 +80,7 @@ class Loader:
         self._stream: DataLoader[Tensor] | None = None
         if not isinstance(inputs, Tensor):
             self._pending: list[Tensor] = []
-            self._stream = DataLoader(
-                inputs,
-                sampler=self._pending,
-                batch_size=None,  # an element of the sampler is already a batch of rows
-                num_workers=num_workers,
-                persistent_workers=num_workers > 0,
-                pin_memory=torch.cuda.is_available(),
-                generator=torch.Generator(),  # leaves the global random state alone
-            )
+            self._stream = reader(inputs, self._pending, num_workers, keep=True)
 
     @property
     def sampler(self) -> "Loader":
@@ -123,7 +115,7 @@ class Loader:
             return (self.inputs.index_select(0, rows) for rows in batches)  # 8 times faster than inputs[rows]
         assert self._stream is not None
         self._pending[:] = batches
-        return self._stream
+        return in_workers(self._stream)
 
     def _steps(self, begin: int) -> Iterator[Tensor]:
         """Positions of this process's batches from the sample ``begin`` of the epoch on."""
@@ -175,3 +167,26 @@ class Loader:
                 )
         self.epoch, self._position = state["epoch"], state["position"]
         self._resuming = True
+
+
+def reader(
+    dataset: Dataset[Tensor], batches: Sequence[Tensor], num_workers: int, keep: bool = False
+) -> "DataLoader[Tensor]":
+    """A loader of ``dataset[rows]`` for each ``rows`` in ``batches``; ``keep`` lets the processes live on."""
+    return DataLoader(
+        dataset,
+        sampler=batches,
+        batch_size=None,  # an element of the sampler is a batch already
+        num_workers=num_workers,
+        persistent_workers=keep and num_workers > 0,
+        pin_memory=keep and torch.cuda.is_available(),
+        generator=torch.Generator(),  # spares the global random state
+    )
+
+
+def in_workers(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Pass batches on; an error from a worker process is raised without the traceback that it holds as text."""
+    try:
+        yield from batches
+    except ValueError as error:
+        raise ValueError(str(error).rpartition("ValueError: ")[2].strip()) from error

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -45,7 +46,9 @@ class DataModule(LightningDataModule):
     Properties read what they need when they are first asked for, so they can be used before ``setup()``.
     """
 
-    def __init__(self, batch_size: int, validation_fraction: float, seed: int, num_workers: int) -> None:
+    def __init__(
+        self, batch_size: int, validation_fraction: float, seed: int, num_workers: int | None
+    ) -> None:
         super().__init__()
         name = type(self).__name__
         if batch_size < 1:
@@ -55,12 +58,12 @@ class DataModule(LightningDataModule):
                 f"{name}(validation_fraction={validation_fraction}): set a part of the training set, at least 0 (to "
                 "hold out nothing) and less than 1."
             )
-        if num_workers < 0:
+        if num_workers is not None and num_workers < 0:
             raise ValueError(f"{name}(num_workers={num_workers}): set 0 (to read in this process) or more.")
         self.batch_size = batch_size
         self.validation_fraction = validation_fraction
         self.seed = seed
-        self.num_workers = num_workers
+        self.num_workers = _cores() if num_workers is None else num_workers
 
     @cached_property
     def known(self) -> Known:
@@ -178,8 +181,8 @@ class DataModule(LightningDataModule):
 class ImageData(DataModule):
     """Images of many kinds of sources, as batches of uint8 ``(B, C, H, W)``.
 
-    Images that fit are decoded once into memory, where a batch is one indexing operation; others are read by
-    worker processes when their turn comes. The constructor reads nothing.
+    Images that fit are decoded once into memory, where a batch is one indexing operation; others are read and
+    decoded when their turn comes. The constructor reads nothing.
 
     Args:
         source: the training images, and others that the source may have:
@@ -202,7 +205,8 @@ class ImageData(DataModule):
             cut to; by default 32 for ``digits``, and otherwise their own, which must then be one for all.
         channels: 3 for RGB, 1 for grey; images are converted.
         in_memory: hold the decoded images in memory; ``"auto"`` does so up to 4 GiB.
-        num_workers: processes that read images which are not in memory; 0 reads them in this process.
+        num_workers: processes that read images, once if they are held in memory and all the time if not; 0 reads
+            in this process. By default one for each processor core, shared out over the training processes.
         download: let torchvision fetch a data set that is missing.
 
     Raises:
@@ -221,7 +225,7 @@ class ImageData(DataModule):
         size: int | tuple[int, int] | None = None,
         channels: Literal[1, 3] = 3,
         in_memory: bool | Literal["auto"] = "auto",
-        num_workers: int = 2,
+        num_workers: int | None = None,
         download: bool = False,
     ) -> None:
         super().__init__(batch_size, validation_fraction, seed, num_workers)
@@ -307,7 +311,7 @@ class ImageData(DataModule):
         for stream, labels in zip(
             self._streams, (self.known.train_labels, self.known.test_labels), strict=False
         ):
-            content: Tensor | ImageStream = stream.load() if keep else stream
+            content: Tensor | ImageStream = stream.load(self.num_workers) if keep else stream
             inputs.append(content)
             add_to_digest(digest, labels)
             if isinstance(content, Tensor):
@@ -322,3 +326,9 @@ def add_to_digest(digest: "hashlib._Hash", tensor: Tensor | None) -> None:
     if tensor is not None:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+
+
+def _cores() -> int:
+    """Processor cores for this process, if there are several training processes on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))

@@ -20,8 +20,6 @@ class ParquetImages:
         file: the file.
     """
 
-    threads = True
-
     def __init__(self, column: Any, file: Path) -> None:
         self.chunks = column.chunks
         self.starts = np.cumsum([0, *(len(chunk) for chunk in self.chunks)])

@@ -152,10 +152,9 @@ def _align(split: Split, train: Split, what: str) -> Split:
         return replace(split, labels=None, class_names=[])
     named = bool(split.class_names)
     # Numbers without names mean the same classes in both splits, so each must occur among the training labels.
-    known: list[Any] = train.class_names if named else train.labels.unique().tolist()
-    unknown = [
-        name for name in (split.class_names if named else split.labels.unique().tolist()) if name not in known
-    ]
+    known: list[Any] = train.class_names if named else list(set(train.labels.tolist()))
+    used = split.class_names if named else sorted(set(split.labels.tolist()))
+    unknown = [name for name in used if name not in known]
     if unknown:
         raise ValueError(
             f"ImageData: {len(unknown)} classes of the {what} split, {unknown[0]!r} for one, are not among the "
