@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from contrastive.views.colour import apply_colour, colour_map, gaussian_blur, solarise
-from contrastive.views.sampling import TRIES, Boxes, random_boxes, resample, resample_rotated
+from contrastive.views.sampling import TRIES, Boxes, Scratch, random_boxes, resample, resample_rotated
 
 BLUR_SIGMA = (0.1, 2.0)
 """Range of the blur's standard deviation in pixels: SimCLR (arXiv 2002.05709), appendix A."""
@@ -120,13 +120,13 @@ class Recipe:
             solarised < self.solarise,
         )
 
-    def apply(self, images: Tensor, parameters: Parameters, out: Tensor) -> None:
+    def apply(self, images: Tensor, parameters: Parameters, out: Tensor, scratch: Scratch) -> None:
         """Write the views of float32 ``images`` ``(B, C, H, W)`` to ``out`` ``(B, C, size, size)``."""
         boxes, flip, degrees, matrix, mean_gain, sigma, solarised = parameters
         if self.rotation:
             views = resample_rotated(images, boxes, flip, degrees, self.size)
         else:
-            views = resample(images, boxes, flip, self.size)
+            views = resample(images, boxes, flip, self.size, scratch)
         apply_colour(views, matrix, mean_gain, out)
         if self.blur:
             blurred = sigma > 0

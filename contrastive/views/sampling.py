@@ -7,6 +7,7 @@ grow with the cube of the side, so large images on a CPU go through ``interpolat
 same result, less work. Rotation is not separable and goes through ``grid_sample``.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,23 @@ class Boxes(NamedTuple):
     left: Tensor
     height: Tensor
     width: Tensor
+
+
+class Scratch:
+    """Memory for intermediate results, kept from one chunk of images to the next.
+
+    Fresh memory costs a page fault every 4 KiB, which for small images is more than the arithmetic.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Return a float32 tensor with arbitrary content; it is overwritten after the next call of that name."""
+        size = math.prod(shape)
+        if name not in self._buffers or self._buffers[name].numel() < size:
+            self._buffers[name] = torch.empty(size, device=device)
+        return self._buffers[name][:size].view(shape)
 
 
 def random_boxes(uniform: Tensor, shape: tuple[int, int], scale: tuple[float, float]) -> Boxes:
@@ -68,67 +86,81 @@ def random_boxes(uniform: Tensor, shape: tuple[int, int], scale: tuple[float, fl
     )
 
 
-def resample(images: Tensor, boxes: Boxes, flip: Tensor, size: int) -> Tensor:
+def resample(images: Tensor, boxes: Boxes, flip: Tensor, size: int, scratch: Scratch) -> Tensor:
     """Crop each image to its box, resize it to ``size`` and mirror it where asked.
 
     Bilinear interpolation with antialiasing where a crop shrinks, as torchvision's ``resized_crop`` does by
     default. Pixels outside the box have no influence.
 
     Args:
-        images: ``(B, C, H, W)`` float32.
+        images: ``(B, C, H, W)`` float32, contiguous.
         boxes: the crops, ``(B,)`` each.
         flip: ``(B,)`` bool, true where the crop is mirrored left to right.
         size: side of the result.
+        scratch: where intermediate results and the result lie.
 
     Returns:
-        ``(B, C, size, size)`` float32.
+        ``(B, C, size, size)`` float32, overwritten by the next call with the same ``scratch``.
     """
-    if images.device.type == "cpu" and size * max(images.shape[-2:]) > _MATRIX_LIMIT:
-        return _resample_one_by_one(images, boxes, flip, size)
     batch, channels, height, width = images.shape
+    views = scratch.take("views", (batch, channels, size, size), images.device)
+    if images.device.type == "cpu" and size * max(height, width) > _MATRIX_LIMIT:
+        return _resample_one_by_one(images, boxes, flip, views)
     # Both axes at once: rows for the first half, columns for the second. A mirrored axis runs backwards.
     start, length = torch.cat((boxes.top, boxes.left)), torch.cat((boxes.height, boxes.width))
     backwards = torch.cat((torch.zeros_like(flip), flip))
-    weights = _weights(start[:, None], length[:, None], backwards[:, None], size, max(height, width))
+    weights = scratch.take("weights", (2 * batch, size, max(height, width)), images.device)
+    _fill_weights(start[:, None], length[:, None], backwards[:, None], out=weights)
     rows, columns = weights[:batch, :, :height], weights[batch:, :, :width]
-    narrow = torch.bmm(images.reshape(batch, channels * height, width), columns.transpose(1, 2))
-    return torch.matmul(rows[:, None], narrow.view(batch, channels, height, size))
+
+    narrow = scratch.take("narrow", (batch, channels * height, size), images.device)
+    torch.bmm(images.view(batch, channels * height, width), columns.transpose(1, 2), out=narrow)
+    rows_per_channel = scratch.take("rows", (batch, channels, size, height), images.device).copy_(
+        rows[:, None]
+    )
+    torch.bmm(rows_per_channel.flatten(0, 1), narrow.view(-1, height, size), out=views.flatten(0, 1))
+    return views
 
 
-def _weights(start: Tensor, length: Tensor, backwards: Tensor, size: int, full: int) -> Tensor:
-    """Interpolation matrices ``(N, size, full)`` that resize pixels [start, start + length) of an axis.
+def _fill_weights(start: Tensor, length: Tensor, backwards: Tensor, out: Tensor) -> None:
+    """Write the matrices ``(N, size, full)`` that resize pixels [start, start + length) of an axis to ``out``.
 
     ``start``, ``length`` and ``backwards`` are ``(N, 1)``.
     """
-    fraction = (torch.arange(size, device=start.device) + 0.5) / size
+    _, size, full = out.shape
+    fraction = (torch.arange(size, device=out.device) + 0.5) / size
     step = torch.where(backwards, -length, length)
     centre = torch.addcmul(torch.where(backwards, start + length, start) - 0.5, step, fraction)
-    pixel = torch.arange(full, device=start.device, dtype=torch.float32)
+    pixel = torch.arange(full, device=out.device, dtype=torch.float32)
     if full <= size:
         # No crop shrinks: the two taps around each centre, the border pixel standing in for those outside.
         centre = centre.clamp(start, start + length - 1)
-        return (1 - (centre[:, :, None] - pixel).abs_()).relu_()
+        torch.sub(centre[:, :, None], pixel, out=out).abs_()
+        torch.sub(1, out, out=out).relu_()
+        return
     shrink = (length / size).clamp(min=1)
-    weights = (1 - (centre[:, :, None] - pixel).div_(shrink[:, :, None]).abs_()).relu_()
-    inside = (pixel >= start) & (pixel < start + length)
-    weights *= inside[:, None]
-    return weights.div_(weights.sum(-1, keepdim=True))
+    torch.sub(centre[:, :, None], pixel, out=out).div_(shrink[:, :, None]).abs_()
+    torch.sub(1, out, out=out).relu_()
+    out *= ((pixel >= start) & (pixel < start + length))[:, None]
+    out /= out.sum(-1, keepdim=True)
 
 
-def _resample_one_by_one(images: Tensor, boxes: Boxes, flip: Tensor, size: int) -> Tensor:
+def _resample_one_by_one(images: Tensor, boxes: Boxes, flip: Tensor, out: Tensor) -> Tensor:
     """Do the work of :func:`resample` image by image, each reading only its own crop."""
+    size = out.shape[-1]
     corners = torch.stack(boxes, 1).to(torch.int64).tolist()
-    crops = []
-    for image, (top, left, height, width), mirrored in zip(images, corners, flip.tolist(), strict=True):
-        crop = F.interpolate(
+    for image, (top, left, height, width), mirrored, view in zip(
+        images, corners, flip.tolist(), out, strict=True
+    ):
+        (crop,) = F.interpolate(
             image[None, :, top : top + height, left : left + width],
             size=(size, size),
             mode="bilinear",
             align_corners=False,
             antialias=max(height, width) > size,  # changes nothing where the crop grows, but costs time
         )
-        crops.append(crop.flip(-1) if mirrored else crop)
-    return torch.cat(crops)
+        view.copy_(crop.flip(-1) if mirrored else crop)
+    return out
 
 
 def resample_rotated(images: Tensor, boxes: Boxes, flip: Tensor, degrees: Tensor, size: int) -> Tensor:

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from contrastive.views.recipe import Recipe
+from contrastive.views.sampling import Scratch
 
 # Pixels (of all channels) processed together on a CPU: small enough for the intermediate images to stay in
 # cache, large enough to make the cost of calling an operation negligible.
-_CHUNK = 64 * 3 * 32 * 32
+_CHUNK = 128 * 3 * 32 * 32
 
 
 class Views(nn.Module):
@@ -52,13 +53,14 @@ class Views(nn.Module):
         views = [torch.empty(batch, channels, size, size, device=images.device) for size in sizes]
         largest = channels * max(height * width, max(sizes) ** 2)
         chunk = max(1, _CHUNK // largest if images.device.type == "cpu" else batch)
+        scratch = Scratch()
         with torch.autocast(images.device.type, enabled=False):
             parameters = [recipe.draw(images, generator) for recipe in self.recipes]
             for start in range(0, batch, chunk):
                 rows = slice(start, start + chunk)
-                floats = _to_float(images[rows])  # once for all views
+                floats = _to_float(images[rows], scratch)  # once for all views
                 for recipe, drawn, out in zip(self.recipes, parameters, views, strict=True):
-                    recipe.apply(floats, drawn.slice(rows), out[rows])
+                    recipe.apply(floats, drawn.slice(rows), out[rows], scratch)
         return views
 
     def extra_repr(self) -> str:
@@ -183,8 +185,9 @@ def _per_view(name: str, value: float | Sequence[float], views: int) -> list[flo
     return values
 
 
-def _to_float(images: Tensor) -> Tensor:
-    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+def _to_float(images: Tensor, scratch: Scratch) -> Tensor:
+    floats = scratch.take("images", tuple(images.shape), images.device).copy_(images)
+    return floats.div_(255) if images.dtype == torch.uint8 else floats
 
 
 def _check_images(images: Tensor) -> None:

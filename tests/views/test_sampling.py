@@ -9,12 +9,16 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
 from contrastive.views import sampling
-from contrastive.views.sampling import RATIO, TRIES, Boxes, random_boxes, resample, resample_rotated
+from contrastive.views.sampling import RATIO, TRIES, Boxes, Scratch, random_boxes, resample_rotated
 
 
 def draw_boxes(count, shape, scale, seed=0):
     uniform = torch.rand(2 * TRIES + 2, count, generator=torch.Generator().manual_seed(seed))
     return random_boxes(uniform, shape, scale)
+
+
+def resample(images, boxes, flip, size):
+    return sampling.resample(images, boxes, flip, size, Scratch())
 
 
 def random_images(count, channels, height, width):
