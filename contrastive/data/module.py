@@ -5,7 +5,7 @@ import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -216,8 +216,9 @@ class ImageData(DataModule):
 
     def __init__(
         self,
-        source: str | Dataset[Any] = "digits",
-        test: str | Dataset[Any] | None = None,
+        # Dataset without its parameter: jsonargparse cannot build subclasses of Dataset[Any].
+        source: str | Dataset = "digits",  # type: ignore[type-arg]
+        test: str | Dataset | None = None,  # type: ignore[type-arg]
         root: str | None = None,
         batch_size: int = 256,
         validation_fraction: float = 0.1,

@@ -282,7 +282,8 @@ def test_yaml_can_name_a_data_set_of_the_users(monkeypatch, tmp_path):
     parser.add_class_arguments(ImageData, "data")
 
     def parse(options: dict) -> ImageData:
-        return parser.instantiate_classes(parser.parse_object({"data": options})).data
+        build = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its name before 4.49
+        return build(parser.parse_object({"data": options})).data
 
     data = parse({"source": {"class_path": "squares.Squares", "init_args": {"side": 5}}, "size": [4, 4]})
     assert data.known.train_labels.tolist() == [0, 1] * 6
