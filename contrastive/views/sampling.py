@@ -2,9 +2,9 @@
 
 Crop, resize and flip act on rows and columns separately, so an image is resampled by two small matrix
 products, ``rows @ image @ columns``, whose weights are those of (antialiased) bilinear interpolation. That
-is exact, runs on any device and, for small images, several times faster than ``grid_sample``. The products
-grow with the cube of the side, so large images on a CPU go through ``interpolate`` one at a time instead:
-same result, less work. Rotation is not separable and goes through ``grid_sample``.
+runs on any device and, for small images, a little faster than ``grid_sample``, which cannot antialias. The
+products grow with the cube of the side, so large images on a CPU go through ``interpolate`` one at a time
+instead: same result, less work. Rotation is not separable and goes through ``grid_sample``.
 """
 
 import math
@@ -36,7 +36,7 @@ class Boxes(NamedTuple):
 class Scratch:
     """Memory for intermediate results, kept from one chunk of images to the next.
 
-    Fresh memory costs a page fault every 4 KiB, which for small images is more than the arithmetic.
+    Fresh memory costs a page fault every 4 KiB, which for small images can be as much as the arithmetic.
     """
 
     def __init__(self) -> None:
