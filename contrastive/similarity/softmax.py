@@ -24,8 +24,8 @@ from contrastive.similarity.rows import DENSE_ENTRIES, at_least_float32, check_p
 
 # exp and its sums stay inside float32's (float64's) range, without any shift, while |s| is below this.
 _SAFE_LOGIT = {torch.float32: 60.0, torch.float64: 600.0}
-# Entries of forward's tiles that wait for backward instead of being computed again: 64 MB in float32.
-_KEPT_ENTRIES = 2**24
+# Entries of forward's tiles that wait for backward instead of being computed again: 32 MB in float32.
+_KEPT_ENTRIES = 2**23
 
 
 def logsumexp_self(rows: Gathered, ids: Tensor | None = None, all_ids: Tensor | None = None) -> Tensor:

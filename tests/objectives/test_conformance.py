@@ -52,7 +52,8 @@ def naive_cross(*views: Tensor, labels: Tensor | None, t: float = 0.07) -> Tenso
 def naive_queue(
     queries: Tensor, keys: Tensor, labels: Tensor | None, t: float = 0.2, size: int = 16
 ) -> Tensor:
-    queue = unit(torch.randn(size, keys.shape[1], generator=torch.Generator().manual_seed(0)).double())
+    random = torch.randn(size, keys.shape[1], generator=torch.Generator().manual_seed(0))
+    queue = torch.nn.functional.normalize(random, dim=1).double()  # stored in float32
     q, k = unit(queries), unit(keys)
     losses = []
     for i in range(len(q)):
@@ -93,7 +94,7 @@ def naive_hard(
     for i in range(2 * batch):
         positive = z[i] @ z[(i + batch) % (2 * batch)]
         others = [z[i] @ z[j] for j in range(2 * batch) if j % batch != i % batch]
-        hardest = sorted(others, key=float, reverse=True)[:k]
+        hardest = sorted(others, key=lambda s: float(s.detach()), reverse=True)[:k]
         if simple:
             losses.append(torch.stack(hardest).mean() - positive)
         else:
@@ -109,17 +110,20 @@ CASES = [
     ObjectiveCase("InfoNCE-cold", partial(InfoNCE, temperature=0.005), partial(naive_nt_xent, t=0.005)),
     ObjectiveCase("InfoNCE-warm", partial(InfoNCE, temperature=5.0), partial(naive_nt_xent, t=5.0)),
     ObjectiveCase("InfoNCE-3-views", InfoNCE, naive_nt_xent, num_views=3),
-    ObjectiveCase("InfoNCE-duplicates", InfoNCE, naive_nt_xent, labels=True),
+    ObjectiveCase("InfoNCE-duplicates", InfoNCE, naive_nt_xent, labels=True, positions=False),
     ObjectiveCase(
         "InfoNCE-decoupled", partial(InfoNCE, decoupled=True), partial(naive_nt_xent, decoupled=True)
     ),
     ObjectiveCase("InfoNCE-weighted", partial(InfoNCE, decoupled="weighted"), smooth=False),
-    ObjectiveCase("InfoNCE-cross", partial(InfoNCE, 0.07, "cross"), naive_cross),
-    ObjectiveCase("InfoNCE-cross-duplicates", partial(InfoNCE, 0.07, "cross"), naive_cross, labels=True),
+    ObjectiveCase("InfoNCE-cross", partial(InfoNCE, 0.07, "cross"), naive_cross, positions=False),
+    ObjectiveCase(
+        "InfoNCE-cross-duplicates", partial(InfoNCE, 0.07, "cross"), naive_cross, labels=True, positions=False
+    ),
     ObjectiveCase(
         "InfoNCE-CLIP",
         partial(InfoNCE, 0.07, "cross", learnable_temperature=True),
-        partial(naive_cross, t=0.07),
+        partial(naive_cross, t=CLIP_TEMPERATURE),
+        positions=False,
     ),
     ObjectiveCase("InfoNCE-queue", partial(InfoNCE, 0.2, queue_size=16), naive_queue, gathers=False),
     ObjectiveCase("SupCon", SupCon, naive_sup_con, labels=True),
