@@ -1,7 +1,10 @@
 """What stands around a run: the plan before it, a saved state when it stops early, the encoder at its end."""
 
 import math
+import signal
+import threading
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -54,7 +57,7 @@ def describe_run(trainer: Trainer, module: Pretrain) -> str:
             if together
             else "of unknown size"
         ),
-        "negatives": f"{negatives:,} per anchor" if negatives is not None else "not told by the objective",
+        "negatives": f"{negatives:,} per anchor" if negatives is not None else "not known",
         "steps": f"{steps:,} = {epochs:,} epoch{'s' * (epochs != 1)} of {trainer.num_training_batches:,} "
         "batches",
         "learning rate": (
@@ -78,16 +81,49 @@ def _named(module: nn.Module) -> str:
 
 
 class SaveOnStop(Callback):
-    """Save a checkpoint when training is stopped from outside or by a loss that is not finite.
+    """Save a checkpoint when training is stopped from outside, or by a loss that is not finite.
 
-    Ctrl-C or a termination signal leaves ``checkpoints/interrupted.ckpt`` in the run folder, a
-    ``FloatingPointError`` leaves ``checkpoints/not_finite.ckpt`` with the weights before the bad step. Either
-    can be resumed with ``trainer.fit(..., ckpt_path=...)``. Other errors save nothing: with several processes
-    they may have struck one alone, and saving together would hang.
+    Ctrl-C lets the batch under way finish and then ends the run, leaving ``checkpoints/interrupted.ckpt`` in
+    the run folder; the resumed run (``trainer.fit(..., ckpt_path=...)``) repeats an uninterrupted one
+    exactly. A second Ctrl-C ends it at once, as does the first where several processes train together; so
+    does a termination signal, at the next batch. Then the batch under way is lost.
+
+    A ``FloatingPointError`` leaves ``checkpoints/not_finite.ckpt``, with the weights before the bad step; a
+    run resumed from it passes over the bad batch. Other errors save nothing: with several processes they may
+    have struck one alone, and saving together would hang.
     """
+
+    def __init__(self) -> None:
+        self._asked_to_stop = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over Ctrl-C, unless someone else has, or several processes would have to agree."""
+        main = threading.current_thread() is threading.main_thread()
+        if main and trainer.world_size == 1 and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._ask_to_stop)
+
+    def _ask_to_stop(self, *_: Any) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._asked_to_stop = True
+        rank_zero_info("\nStopping after this batch; press Ctrl-C again to stop at once.")
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Stop here if asked to."""
+        if self._asked_to_stop:
+            raise KeyboardInterrupt
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        """Stop here if asked to."""
+        if self._asked_to_stop:
+            raise KeyboardInterrupt
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give Ctrl-C back."""
+        self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save, if there is anything to save."""
+        self._release()
         if isinstance(exception, KeyboardInterrupt | SIGTERMException):
             name = "interrupted.ckpt"
         elif isinstance(exception, FloatingPointError):
@@ -99,6 +135,11 @@ class SaveOnStop(Callback):
             path = run_folder(trainer) / "checkpoints" / name
             trainer.save_checkpoint(path)
             rank_zero_info(f"Saved {path} at step {trainer.global_step}; resume with ckpt_path={path}")
+
+    def _release(self) -> None:
+        if signal.getsignal(signal.SIGINT) == self._ask_to_stop:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._asked_to_stop = False
 
 
 class ExportEncoder(Callback):

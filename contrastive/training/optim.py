@@ -108,6 +108,35 @@ def build_optimizer(
     return optimizer, LambdaLR(optimizer, warmup_cosine(total_steps, warmup, config.final_fraction))
 
 
+def restore_options(
+    optimizer: torch.optim.Optimizer, scheduler: LambdaLR, options: list[dict[str, Any]]
+) -> None:
+    """Give an optimiser whose state was loaded from a checkpoint the options of this run.
+
+    A checkpoint restores learning rate, weight decay and so on along with the state, over whatever was asked
+    for.
+
+    Args:
+        optimizer: The optimiser; its state stays.
+        scheduler: Its schedule; the place in it stays.
+        options: :func:`group_options` of the optimiser before anything was loaded.
+    """
+    for group, wanted in zip(optimizer.param_groups, options, strict=True):
+        group.update(wanted)
+    scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+    for group, rate, share in zip(
+        optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+    ):
+        group["lr"] = rate * share(scheduler.last_epoch)
+
+
+def group_options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Return the options of every parameter group."""
+    return [
+        {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+    ]
+
+
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Split trainable parameters into those that decay (two or more dimensions) and those that do not.
 

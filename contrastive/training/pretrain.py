@@ -12,11 +12,13 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from contrastive.encoders import MomentumEncoder, ProjectionHead
 from contrastive.objectives.base import Objective
 from contrastive.training.caching import encode_in_chunks
-from contrastive.training.optim import OptimizerConfig, build_optimizer
+from contrastive.training.optim import OptimizerConfig, build_optimizer, group_options, restore_options
+from contrastive.views import SimCLRViews
 
 if TYPE_CHECKING:
     from contrastive.data import Batch
@@ -99,10 +101,7 @@ class Pretrain(LightningModule):
         projector = projector if projector is not None else ProjectionHead()
         if callable(build := getattr(projector, "setup", None)):
             build(dim)
-        if views is None:
-            from contrastive.views import SimCLRViews
-
-            views = SimCLRViews()
+        views = views if views is not None else SimCLRViews()
         if momentum and getattr(views, "num_views", 2) != 2:
             raise ValueError(
                 f"momentum of Pretrain is {momentum} and {type(views).__name__} makes {views.num_views} "
@@ -116,6 +115,7 @@ class Pretrain(LightningModule):
         self.embeddings = ()
         self._num_samples: int | None = None
         self._planned_steps: int | None = None
+        self._resumed_steps: int | None = None
         self._record_arguments(
             optimizer=dataclasses.asdict(optimizer),
             momentum=momentum,
@@ -169,7 +169,27 @@ class Pretrain(LightningModule):
             )
         batch = (self.samples_per_loss or 0) * self.trainer.accumulate_grad_batches
         optimizer, scheduler = build_optimizer(self.optimizer_config, self, self._planned_steps, batch)
+        self._optimizer_options = group_options(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Continue a resumed run with the options asked for now, and say so if its length changed."""
+        if self._resumed_steps is None:
+            return
+        loop = self.trainer.fit_loop
+        if loop._combined_loader_states_to_load:
+            # To count the steps, configure_optimizers had the loader made before the checkpoint was read;
+            # Lightning then forgets to put the loader back to its place within the epoch.
+            loop._load_combined_loader_states()
+            iter(loop._data_fetcher)  # type: ignore[arg-type]
+        scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, LambdaLR)
+        restore_options(scheduler.optimizer, scheduler, self._optimizer_options)
+        if self._resumed_steps != self._planned_steps:
+            rank_zero_warn(
+                f"the run that is resumed was planned for {self._resumed_steps} optimiser steps, this one "
+                f"for {self._planned_steps}: the learning rate continues on the new schedule."
+            )
 
     @property
     def total_steps(self) -> int:
@@ -223,8 +243,15 @@ class Pretrain(LightningModule):
         view_seed, global_seed = self._seeds(self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(global_seed)
         views = self.make_views(batch.inputs, view_seed)
-        loss = self._contrast(views, batch) if self.key_network is None else self._contrast_keys(views, batch)
-        self._check_finite(loss, batch)
+        contrast = self._contrast if self.key_network is None else self._contrast_keys
+        loss, problem = None, None
+        try:
+            loss = contrast(views, batch)
+        except FloatingPointError as error:
+            problem = error
+        if self._anywhere(problem is not None):
+            raise FloatingPointError(self._describe(problem, batch)) from problem
+        assert loss is not None
 
         self.log("loss", loss, prog_bar=True, on_step=True, on_epoch=False)
         self.log(
@@ -294,27 +321,21 @@ class Pretrain(LightningModule):
         first, second = np.random.SeedSequence([self.seed, *place]).generate_state(2, np.uint64).tolist()
         return first >> 1, second >> 1
 
-    def _check_finite(self, loss: Tensor, batch: Batch) -> None:
-        """Stop all processes together, before the step is taken, if the loss of any is not finite."""
-        bad = ~torch.isfinite(loss.detach())
-        if self.trainer.world_size > 1:
-            bad = torch.as_tensor(self.all_gather(bad)).any()
-        if not bad:
-            return
-        rows = torch.stack([~torch.isfinite(embedding).all(dim=1) for embedding in self.embeddings]).any(
-            dim=0
-        )
-        if rows.any():
-            row = int(rows.nonzero()[0])
-            where = f"the first embedding that is not finite is row {row} (sample {int(batch.index[row])})"
-        else:
-            where = "all embeddings of this process are finite"
-        raise FloatingPointError(
-            f"the loss of {type(self.objective).__name__} is {loss.item()} at step {self.global_step}: "
-            f"{where}. The step was not taken. Lower optimizer.learning_rate, lengthen its warm-up, clip "
-            "gradients (trainer.gradient_clip_val), or raise the temperature; with 16-bit precision try "
-            "bf16-mixed."
-        )
+    def _anywhere(self, happened: bool) -> bool:
+        """Tell every process whether something happened in any, so that they stop together."""
+        if self.trainer.world_size == 1:
+            return happened
+        flags = self.all_gather(torch.tensor(happened, device=self.device))
+        return bool(torch.as_tensor(flags).any())
+
+    def _describe(self, problem: FloatingPointError | None, batch: Batch) -> str:
+        """Say at which step the loss was not finite, and which sample has the first bad embedding here."""
+        sentence = f"step {self.global_step} was not taken: {problem or 'see the error of another process.'}"
+        bad = torch.stack([~torch.isfinite(embedding).all(dim=1) for embedding in self.embeddings]).any(dim=0)
+        if bad.any():
+            row = int(bad.nonzero()[0])
+            sentence += f" Row {row} is sample {int(batch.index[row])} of the training data."
+        return sentence
 
     # ------------------------------------------------------------------ evaluation and features
 
@@ -344,7 +365,7 @@ class Pretrain(LightningModule):
         checkpoint["contrastive"] = {"num_samples": self._num_samples, "total_steps": self._planned_steps}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Size the objective's state for the checkpoint; say so if the run now has another length.
+        """Size the objective's state for the checkpoint, and remember that a run is resumed.
 
         Raises:
             ValueError: If the run that is resumed had another number of samples.
@@ -358,11 +379,8 @@ class Pretrain(LightningModule):
                 f"the checkpoint was trained on {samples} samples, the data given has {self._num_samples}; "
                 "resume with the same data, or start a new run from the saved encoder."
             )
-        if steps is not None and self._planned_steps is not None and steps != self._planned_steps:
-            rank_zero_warn(
-                f"the run that is resumed was planned for {steps} optimiser steps, this one for "
-                f"{self._planned_steps}: the learning rate continues on the new schedule."
-            )
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            self._resumed_steps = steps
 
     def _size_objective(self, num_samples: int) -> None:
         self.objective.setup(num_samples)

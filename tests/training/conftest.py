@@ -1,6 +1,7 @@
 """Small parts to train with, and a trainer that leaves everything in a temporary folder."""
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from contrastive.data import Loader
+from contrastive.data import Batch, Loader
 from contrastive.objectives.base import Objective
 
 # What Lightning says about a short run on this machine; each by its own message, nothing by its class alone.
@@ -20,7 +21,6 @@ HARMLESS = (
     r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning",
     r"ignore:You defined a `validation_step` but have no `val_dataloader`",
     r"ignore:The '\w+_dataloader' does not have many workers",
-    r"ignore:Checkpoint directory .* exists and is not empty",
     r"ignore:Experiment logs directory .* exists and is not empty",
 )
 HERE = Path(__file__).parent
@@ -56,7 +56,8 @@ class TinyNCE(Objective):
             {"index": index, "labels": labels, "shapes": [v.shape for v in views], "views": views}
         )
         first, second = (F.normalize(view.to(self.scale.dtype), dim=1) for view in views[:2])
-        logits = self.scale * first @ torch.cat([second, self.queue]).T
+        keys = torch.cat([second, self.queue]) if len(self.queue) else second
+        logits = self.scale * first @ keys.T
         if self.training:
             if len(self.queue):
                 self.queue = torch.cat([second.detach(), self.queue])[: len(self.queue)]
@@ -108,6 +109,19 @@ class Vectors(pl.LightningDataModule):
         return Loader(self.inputs, self.labels, batch_size=self.batch_size, shuffle=True, drop_last=True)
 
 
+class Stream:
+    """Two unlabelled batches of 8 from a source that tells neither batch size nor length of the data."""
+
+    def __init__(self) -> None:
+        self.inputs = torch.randn(2, 8, 6, generator=generator(1))
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (Batch(inputs, torch.arange(8), None) for inputs in self.inputs)
+
+
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -116,7 +130,12 @@ def generator(seed: int) -> torch.Generator:
 def parts() -> SimpleNamespace:
     """The classes above."""
     return SimpleNamespace(
-        TinyNCE=TinyNCE, Noise=Noise, TinyEncoder=TinyEncoder, Vectors=Vectors, generator=generator
+        TinyNCE=TinyNCE,
+        Stream=Stream,
+        Noise=Noise,
+        TinyEncoder=TinyEncoder,
+        Vectors=Vectors,
+        generator=generator,
     )
 
 
@@ -131,6 +150,7 @@ def trainer(tmp_path: Path) -> Any:
             "max_epochs": 1,
             "logger": CSVLogger(tmp_path, name=name, version=""),
             "log_every_n_steps": 1,
+            "enable_checkpointing": False,
             "enable_progress_bar": False,
             "enable_model_summary": False,
         }

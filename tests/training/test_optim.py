@@ -28,8 +28,8 @@ def test_refuses_numbers_outside_their_range(wrong, message):
 
 def test_schedule_by_hand():
     share = warmup_cosine(total_steps=8, warmup_steps=4, final_fraction=0.5)
-    expected = [0.2, 0.4, 0.6, 0.8, 1.0, 0.5 + 0.25 * (1 + math.sqrt(0.5)), 0.75, 0.5 + 0.25 * (1 - math.sqrt(0.5))]
-    assert [share(step) for step in range(8)] == pytest.approx(expected)
+    cosine = [0.5 + 0.25 * (1 + math.sqrt(0.5)), 0.75, 0.5 + 0.25 * (1 - math.sqrt(0.5))]
+    assert [share(step) for step in range(8)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, *cosine])
     assert share(8) == share(100) == 0.5  # after the end
 
 
@@ -73,7 +73,7 @@ def test_builds_what_was_named(name, kind):
     config = OptimizerConfig(name=name, learning_rate=2.0, warmup_steps=3, reference_batch=4, momentum=0.7)
     optimizer, scheduler = build_optimizer(config, nn.Linear(2, 2), total_steps=10, global_batch=2)
     assert type(optimizer) is kind
-    assert scheduler.get_last_lr() == pytest.approx([1.0 / 4, 1.0 / 4])  # peak 2 * 2/4, first of 3 warm-up steps
+    assert scheduler.get_last_lr() == pytest.approx([1 / 4, 1 / 4])  # peak 2 * 2/4, first of 3 warm-up steps
     assert name == "adamw" or all(group["momentum"] == 0.7 for group in optimizer.param_groups)
 
 
