@@ -239,8 +239,10 @@ def instantiate(part: Mapping[str, Any], base: type) -> Any:
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base, "part")
+    # jsonargparse 4.49 renamed the method.
+    build = parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes
     try:
-        return parser.instantiate_classes(parser.parse_object({"part": dict(part)})).part
+        return build(parser.parse_object({"part": dict(part)})).part
     except ArgumentError as error:
         cause: BaseException = error  # the outermost message lists every type that was tried
         while cause.__cause__ is not None:
