@@ -235,7 +235,7 @@ def geometry(sample: Sample) -> Html:
         for key, (name, meaning) in GEOMETRY.items()
         if key in values
     ]
-    return table(("", "value", "meaning"), rows, f"Embeddings of {sample.extent}.", class_="explained")
+    return table(("measure", "value", "meaning"), rows, f"Embeddings of {sample.extent}.", class_="explained")
 
 
 def classes(sample: Sample) -> Html:

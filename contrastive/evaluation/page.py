@@ -58,7 +58,7 @@ def table(
         header: name of each column.
         rows: cells of each row; the first one names the row.
         caption: what the numbers are.
-        class_: ``"explained"`` lets the last column be prose.
+        class_: ``"explained"`` if the last column is prose, ``"prose"`` if all of them are.
         marked: name of the row to stress.
     """
     body = []
@@ -180,9 +180,13 @@ th, td {
 th:first-child { padding-left: .2rem; text-align: left; }
 thead th { color: var(--muted); font-size: .9rem; }
 .marked th, .marked td { font-weight: 650; }
+.panels table { font-size: .9rem; }
+.panels th, .panels td { padding: .38rem .4rem; }
+.panels tbody th { white-space: normal; }
 .explained td:last-child, .explained thead th:last-child {
   min-width: 14rem; text-align: left; white-space: normal;
 }
+.prose td, .prose th { min-width: 9rem; vertical-align: top; text-align: left; white-space: normal; }
 .bar { display: inline-block; width: 5rem; height: .5rem; margin-left: .5rem; border-radius: .25rem; }
 .bar { background: linear-gradient(90deg, #3f90da var(--share), var(--rule) var(--share)); }
 
@@ -193,7 +197,7 @@ thead th { color: var(--muted); font-size: .9rem; }
 .cards li { padding: .9rem 1.1rem; border-radius: .7rem; background: var(--card); }
 .cards span { display: block; }
 .value { font-size: 2.2rem; font-weight: 650; line-height: 1.25; letter-spacing: -.02em; }
-.small { font-size: .9rem; }
+.cards li { font-size: .92rem; }
 
 figure { margin: 0; min-width: 0; }
 figcaption { font-size: .92rem; }
@@ -202,9 +206,8 @@ svg text { font-family: inherit !important; }
 .panels { display: grid; gap: 1.2rem 1.8rem; margin: 1rem 0; }
 .panels { grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); }
 .panels.wide { grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); }
-.gallery { display: grid; gap: 1rem 1.8rem; margin: 1rem 0; }
-.gallery { grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); }
-.strip { display: grid; gap: .5rem; max-width: calc(var(--count) * 5.6rem); }
+.gallery { display: flex; flex-wrap: wrap; gap: 1rem 1.8rem; margin: 1rem 0; }
+.strip { display: grid; gap: .5rem; width: calc(var(--count) * 5.4rem); max-width: 100%; }
 .strip { grid-template-columns: repeat(var(--count), minmax(0, 1fr)); }
 .strip figure:first-child { position: relative; }
 .strip figure:first-child::after {

@@ -65,7 +65,7 @@ def curves(series: Mapping[str, tuple[Array, Array]], ylabel: str, xlabel: str =
     return figure
 
 
-def similarity_histogram(groups: Mapping[str, Array], bins: int = 60) -> "Figure":
+def similarity_histogram(groups: Mapping[str, Array], bins: int = 40) -> "Figure":
     """Draw the densities of several groups of cosine similarities over one axis.
 
     Args:
@@ -200,13 +200,14 @@ def to_svg(figure: "Figure", description: str) -> str:
         figure.savefig(buffer, format="svg", transparent=True, dpi=144, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|\n\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[a-zA-Z]+(?:_[^"]*)?">', "<g>", svg)  # groups are named alike in every figure
+    # Neither a style, which would hold for the whole page, nor names of groups, which are alike in all figures.
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->|\n\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
     svg = re.sub(r'font: [^;"]*?([\d.]+px)[^;"]*', r"font-size: \1", svg)
     for name, colour in _THEME.items():
         svg = svg.replace(colour, f"var(--{name}, {colour})")
-    head = f'<svg role="img" aria-label="{html.escape(description)}"'
+    head = f'<svg role="img" stroke-linejoin="round" aria-label="{html.escape(description)}"'
     return re.sub(r'^<svg width="[^"]*" height="[^"]*"', lambda _: head, svg)
 
 

@@ -102,18 +102,25 @@ def read_run(run_dir: Path_) -> Run:
 def parse_metrics(text: str) -> dict[str, Curve]:
     """Read ``metrics.csv``: metric -> (time in epochs (N,), values (N,)) of the rows that have a value.
 
+    Time is in steps where there is no column ``epoch``. A row that was cut off before its step is left out.
+
     Raises:
-        ValueError: there is no column ``step``, or a value is not a number.
+        ValueError: there is no column ``step``, a row is too long, or a value is not a number.
     """
     rows = list(csv.DictReader(text.splitlines()))
     if rows and "step" not in rows[0]:
         raise ValueError(f"a column named step was expected among {', '.join(rows[0])}")
+    if any(None in row for row in rows):
+        raise ValueError("a row has more cells than there are columns")
+    rows = [row for row in rows if row["step"]]
+    if not rows:
+        return {}
     steps = np.array([float(row["step"]) + 1 for row in rows])
     epochs = [float(row["epoch"]) + 1 for row in rows if row.get("epoch")]
     times = steps * (max(epochs) / steps.max()) if epochs else steps
     curves = {}
-    for name in rows[0] if rows else ():
+    for name in [name for name in rows[0] if name not in ("epoch", "step")]:
         filled = [number for number, row in enumerate(rows) if row[name]]
-        if filled and name not in ("epoch", "step"):
+        if filled:
             curves[name] = times[filled], np.array([float(rows[number][name]) for number in filled])
     return curves

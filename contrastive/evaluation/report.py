@@ -5,6 +5,7 @@
 (:mod:`contrastive.evaluation.inspection`). A part that cannot be made says in one sentence what it needs.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ MOST_POINTS = 200  # of a curve: more cannot be told apart
 # Metrics that share a panel: its title -> their names, and what each is called there.
 PANELS = {
     "loss": {"loss": "training", "val_loss": "held out"},
+    "learning rate": {"learning_rate": "learning rate"},
     "cosine similarity": {"positive_similarity": "positive pairs", "negative_similarity": "negative pairs"},
 }
 METERS = {
@@ -111,7 +113,7 @@ def compose(run: Run, sample: inspection.Sample | str, seed: int = 0) -> str:
             "Classes": inspection.classes(sample),
             "Views": inspection.sample_views(sample, seed),
         }
-    sections |= {"All results": results(run), "Repeat it": reproduce(run)}
+    sections |= {"All results": results(run), "Reproduce": reproduce(run)}
     lead = element("p", f"Report of the training run {run.folder.absolute().name} in {run.folder.parent}")
     return page(run.title, join(lead, *map(note, run.problems)), sections)
 
@@ -121,55 +123,46 @@ def headline(run: Run) -> Html:
     found = run.results.get("label_efficiency", {}).get("metrics", {})
     if not found:
         return note(
-            "No comparison yet: `contrastive fit` evaluates when it ends (extras.evaluate), and "
-            "contrastive.evaluation.evaluate_run(run_dir) does it now; labelled data is needed."
+            "No comparison: run contrastive.evaluation.evaluate_run(run_dir) on labelled data; `contrastive fit` "
+            "does it when it ends."
         )
     *others, (best, accuracies) = found.items()
     cards, tables = [], []
     for method, counts in accuracies.items():
+        name = METHODS.get(method, method)
         for count in dict.fromkeys([next(iter(counts)), list(counts)[-1]]):
-            beside = ", ".join(f"{name} {_percent(row[method][count])}" for name, row in others)
-            cards.append(
-                element(
-                    "li",
-                    element("span", f"{METHODS.get(method, method)}, {_labels(count)}"),
-                    element("span", _percent(counts[count]), class_="value"),
-                    element("span", beside, class_="small"),
-                )
+            known = "all labels" if count == "all" else f"{count} label{'s' * (count != '1')} a class"
+            beside = ", ".join(
+                f"{other} {_percent(row[method][count])}\N{NO-BREAK SPACE}%" for other, row in others
             )
-        rows = [
-            (name, *(_percent(cell, spread=True) for cell in row[method].values()))
-            for name, row in found.items()
-        ]
-        caption = f"{METHODS.get(method, method)}: accuracy by number of labels known in each class"
-        tables.append(table(("", *map(_labels, counts)), rows, caption, marked=best))
-    return join(element("ul", *cards, class_="cards"), *tables)
+            value = element("span", f"{_percent(counts[count])}\N{NO-BREAK SPACE}%", class_="value")
+            cards.append(element("li", f"{name}, {known}", value, element("span", beside, class_="small")))
+        rows = [(encoder, *map(_with_spread, row[method].values())) for encoder, row in found.items()]
+        caption = f"{name}: accuracy in %, by how many labels are known"
+        tables.append(table(("labels a class", *counts), rows, caption, marked=best))
+    return join(element("ul", *cards, class_="cards"), element("div", *tables, class_="panels wide"))
 
 
-def _labels(count: str) -> str:
-    return "all labels" if count == "all" else f"{count} label{'' if count == '1' else 's'} a class"
+def _percent(cell: Mapping[str, float]) -> str:
+    return f"{100 * cell['mean']:.1f}"
 
 
-def _percent(cell: Mapping[str, float], spread: bool = False) -> str:
-    deviation = f" ± {100 * cell['std']:.1f}" if spread and cell["std"] else ""
-    return f"{100 * cell['mean']:.1f}{deviation} %"
+def _with_spread(cell: Mapping[str, float]) -> str:
+    return f"{_percent(cell)} ± {100 * cell['std']:.1f}" if cell["std"] else _percent(cell)
 
 
 def training(run: Run) -> Html:
     """Everything that was logged over time."""
     left = {name: _thin(*curve) for name, curve in run.metrics.items() if name not in REPEATED}
-    left = {name: curve for name, curve in left.items() if len(curve[0]) > 1}
+    left = {name: (x, y) for name, (x, y) in left.items() if len(x) > 1}
     if not left:
         return note(
-            "No curves: metrics.csv, which trainer.logger=CSVLogger writes, is not in the run folder."
+            "No curves: the run folder has no metrics.csv, which the CSVLogger of `contrastive fit` writes."
         )
-    accuracies = {
-        name: name.replace("_", " ")
-        for name in left
-        if "accuracy" in name or "knn" in name or "probe" in name
-    }
-    shared = PANELS | {"accuracy": accuracies}
-    alone = {name: {name: name} for name in (*METERS, *left)}
+    constant = {name: y[0] for name, (_, y) in left.items() if (y == y[0]).all()}
+    accuracies = {name: name.partition("/")[0] for name in left if name.endswith("/accuracy")}
+    shared = {"loss": PANELS["loss"], "accuracy of online evaluation": accuracies} | PANELS
+    alone = {name: {name: name} for name in (*METERS, *left) if name not in shared and name not in constant}
     panels = []
     for title, members in (shared | alone).items():
         lines = {label: left.pop(name) for name, label in members.items() if name in left}
@@ -177,13 +170,19 @@ def training(run: Run) -> Html:
             told = ", ".join(f"{label} from {y[0]:.3g} to {y[-1]:.3g}" for label, (_, y) in lines.items())
             drawing = plots.curves(lines, title.replace("_", " "))
             panels.append(inspection.figure(drawing, f"{title} over epochs: {told}.", METERS.get(title, "")))
-    return element("div", *panels, class_="panels")
+    throughout = ", ".join(
+        f"{name.replace('_', ' ')} {value:.4g}" for name, value in constant.items() if name in left
+    )
+    below = [element("p", f"The same throughout: {throughout}.", class_="small")] if throughout else []
+    return join(element("div", *panels, class_="panels"), *below)
 
 
 def _thin(x: plots.Array, y: plots.Array) -> Curve:
     """Leave out what is not finite, and average neighbours so that at most MOST_POINTS are left."""
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
-    groups = np.array_split(np.arange(len(x)), min(MOST_POINTS, len(x)) or 1)
+    if len(x) <= MOST_POINTS:
+        return x, y
+    groups = np.array_split(np.arange(len(x)), MOST_POINTS)
     return np.array([x[group].mean() for group in groups]), np.array([y[group].mean() for group in groups])
 
 
@@ -193,17 +192,22 @@ def results(run: Run) -> Html:
         return note(
             "No results: `contrastive knn` and `contrastive probe` with --run write them to results/."
         )
-    rows = [
-        (
-            name,
-            *(
-                ", ".join(f"{key} {value}" for key, value in _flat(document.get(part, {})))
-                for part in ("metrics", "protocol")
-            ),
+    rows, files = [], []
+    for name, document in run.results.items():
+        metrics, protocol = document.get("metrics", {}), document.get("protocol", {})
+        numbers = {key: value for key, value in metrics.items() if isinstance(value, float)}
+        settings = {key: value for key, value in protocol.items() if key != "name"}
+        cells = (
+            _flat(numbers),
+            _flat(settings),
+            _flat({key: document.get(key) for key in ("split", "seed")}),
         )
-        for name, document in run.results.items()
-    ]
-    return table(("", "numbers", "protocol"), rows, "Every file in results/", class_="explained")
+        texts = [", ".join(f"{key} {value}" for key, value in pairs) or "see the file" for pairs in cells]
+        rows.append((name, *texts, f"{document.get('seconds', '–')} s"))
+        files.append(folded(f"results/{name}.json", json.dumps(document, indent=2)))
+    header = ("file", "numbers", "protocol", "judged on", "took")
+    caption = "The evaluations in results/; accuracies are fractions of 1."
+    return join(table(header, rows, caption, class_="prose"), *files)
 
 
 def reproduce(run: Run) -> Html:
@@ -211,19 +215,23 @@ def reproduce(run: Run) -> Html:
     record = {name: value for name, value in run.record.items() if name != "command"}
     command = run.record.get("command")
     parts = [element("pre", element("code", str(command)), tabindex=0)] if command else []
-    parts.append(facts(_flat(record)) if record else note("No command: run.json is not in the run folder."))
-    config = "No configuration: config.yaml is not in the run folder."
-    parts.append(folded("Resolved configuration", run.config_text) if run.config_text else note(config))
+    parts.append(facts(_flat(record)) if record else note("No command: the run folder has no run.json."))
+    if run.config_text:
+        parts.append(folded("Resolved configuration", run.config_text))
+    else:
+        parts.append(note("No configuration: the run folder has no config.yaml."))
     return join(*parts)
 
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested names and values as a list of names and texts."""
+    """Nested names and values as a list of names and texts; what is empty is left out."""
     pairs = []
     for name, value in record.items():
         label = f"{prefix}{name}".replace("_", " ")
         if isinstance(value, Mapping):
-            pairs += _flat(value, f"{label} ")
-        else:
+            pairs += _flat(value, f"{label.removesuffix('versions').removesuffix('version')} ".lstrip())
+        elif isinstance(value, list | tuple):
+            pairs += [(label, " ".join(map(str, value)))] if value else []
+        elif value is not None:
             pairs.append((label, f"{value:.4g}" if isinstance(value, float) else str(value)))
     return pairs
