@@ -77,7 +77,7 @@ def describe_run(trainer: Trainer, module: Pretrain) -> str:
 
 def _named(module: nn.Module) -> str:
     count = sum(parameter.numel() for parameter in module.parameters())
-    return f"{type(module).__name__} ({count / 1e6:.2f} M parameters)"
+    return f"{type(module).__name__} ({count:,} parameters)"
 
 
 class SaveOnStop(Callback):
@@ -170,7 +170,7 @@ class ExportEncoder(Callback):
         if self.evaluate:
             from contrastive.evaluation import evaluate_run
 
-            evaluate_run(run_folder(trainer))
+            evaluate_run(run_folder(trainer), data=getattr(trainer, "datamodule", None))
         if self.report:
             from contrastive.evaluation.report import write_report
 

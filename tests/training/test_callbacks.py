@@ -67,6 +67,7 @@ def test_the_plan_names_what_will_happen(parts, trainer, tmp_path, capsys):
         "14 = 7 epochs of 4 batches",
         "sgd, 3 warm-up steps to 0.25, cosine to 0.025",
         "MLPEncoder (",
+        "ProjectionHead (416 parameters)",  # 16 x 16 and 16 x 8 weights, 2 x 16 of batch norm
         "16 features",
         "TinyNCE",
         "1 x cpu, precision 32-true, 16 rows encoded at a time",
@@ -196,8 +197,9 @@ def test_evaluates_and_reports_on_the_run_folder(parts, trainer, tmp_path, monke
 
     calls = []
 
-    def evaluate(folder):
+    def evaluate(folder, data):
         load_encoder(folder)  # is there already
+        assert data.source == "vectors"
         calls.append(("evaluate", folder))
 
     monkeypatch.setattr(evaluation, "evaluate_run", evaluate, raising=False)
