@@ -162,6 +162,8 @@ def project(vectors: Array, seed: int = 0) -> tuple[Array, str]:
             "contrastive.extract_features returns"
         )
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    if not (unit - unit[:1]).any():  # equal rows are one point; UMAP would spread them
+        return np.zeros((len(unit), 2)), "PCA"
     if len(unit) > 15:
         try:
             from umap import UMAP
@@ -172,10 +174,7 @@ def project(vectors: Array, seed: int = 0) -> tuple[Array, str]:
             return np.asarray(points), "UMAP"
     from sklearn.decomposition import PCA
 
-    centred = unit - unit.mean(axis=0)
-    if not centred.any():  # one row, or equal rows: there is nothing to project
-        return np.zeros((len(unit), 2)), "PCA"
-    points = PCA(min(2, *unit.shape), svd_solver="randomized", random_state=seed).fit_transform(centred)
+    points = PCA(min(2, *unit.shape), svd_solver="randomized", random_state=seed).fit_transform(unit)
     return np.pad(points, ((0, 0), (0, 2 - points.shape[1]))), "PCA"
 
 

@@ -202,7 +202,9 @@ def results(run: Run) -> Html:
             _flat(settings),
             _flat({key: document.get(key) for key in ("split", "seed")}),
         )
-        texts = [", ".join(f"{key} {value}" for key, value in pairs) or "see the file" for pairs in cells]
+        texts = [
+            ", ".join(f"{key} {value}" for key, value in pairs) or "in the file below" for pairs in cells
+        ]
         rows.append((name, *texts, f"{document.get('seconds', '–')} s"))
         files.append(folded(f"results/{name}.json", json.dumps(document, indent=2)))
     header = ("file", "numbers", "protocol", "judged on", "took")

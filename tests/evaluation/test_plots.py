@@ -97,7 +97,7 @@ def test_projection_of_few_rows_or_columns_is_still_a_plane(shape):
 
 
 def test_projection_of_equal_or_zero_rows_is_a_point():
-    for vectors in (np.ones((6, 3)), np.zeros((6, 3))):
+    for vectors in (np.ones((20, 3)), np.zeros((6, 3)), np.outer(np.arange(1.0, 5.0), [2.0, 0.0])):
         assert np.ptp(plots.project(vectors)[0], axis=0).tolist() == [0, 0]
 
 
