@@ -120,7 +120,7 @@ def test_untrained_weights_follow_the_seed_and_leave_the_global_generator_alone(
 
 def test_raw_pixels_are_bounded():
     images = torch.full((2, 3, 64, 48), 255, dtype=torch.uint8)
-    assert RawPixels()(images).shape == (2, 3 * 32 * 32)
+    assert RawPixels()(images).shape == (2, 3 * 16 * 16)
     assert (RawPixels()(images) == 1).all()
     assert RawPixels()(images[:, :1, :8, :8]).shape == (2, 64)
 
