@@ -53,12 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # so that my_file.MyObjective is found: a console script leaves this out
+        sys.path.insert(
+            0, os.getcwd()
+        )  # so that my_file.MyObjective is found: a console script leaves this out
     try:
         if command in TRAINER_COMMANDS:
             from contrastive.cli.fit import run_trainer
 
-            return run_trainer([command, *("--help" if word == "--help.full" else word for word in words[1:])])
+            return run_trainer(
+                [command, *("--help" if word == "--help.full" else word for word in words[1:])]
+            )
         from contrastive.cli.commands import run_command
 
         return run_command(command, words[1:])

@@ -23,7 +23,9 @@ def read_model(path: Path) -> dict[str, Any]:
         ValueError: If it is no checkpoint.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"--ckpt_path={path}: there is no such file; give a checkpoint, or last, or best.")
+        raise FileNotFoundError(
+            f"--ckpt_path={path}: there is no such file; give a checkpoint, or last, or best."
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         arguments = dict(content.get("hyper_parameters", {}))

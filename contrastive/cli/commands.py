@@ -13,13 +13,15 @@ from contrastive.cli.errors import ShortErrors
 def run_command(command: str, words: Sequence[str]) -> int:
     """Parse ``words`` for a command, run it, and return its exit code."""
     function, show = COMMANDS[command]()
-    parser = ShortErrors(prog=f"contrastive {command}", description=PLAIN_COMMANDS[command], allow_abbrev=False)
+    parser = ShortErrors(
+        prog=f"contrastive {command}", description=PLAIN_COMMANDS[command], allow_abbrev=False
+    )
     if isinstance(function, type):
         parser.add_class_arguments(function, as_group=False)
     else:
         parser.add_function_arguments(function, skip={"data"}, as_group=False)
     try:
-        arguments = parser.instantiate_classes(parser.parse_args(list(words)))
+        arguments = parser.parse_args(list(words))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     return show(function(**arguments.as_dict())) or 0
@@ -116,8 +118,8 @@ def public_classes(
         lines += [f"{package}:", *(f"  {name:<20}{about}" for name, about in _classes_of(package)), ""]
     if kind in ("all", "data"):
         lines.append(
-            "sources of ImageData: digits, a torchvision data set (CIFAR10, ...), a folder of images or of Parquet files, "
-            "a .parquet file, a list of files (.csv, .tsv, .txt)"
+            "sources of ImageData: digits, a torchvision data set (CIFAR10, ...), a folder of images or of Parquet "
+            "files, a .parquet file, a list of files (.csv, .tsv, .txt)"
         )
     return "\n".join(lines).rstrip()
 
@@ -135,7 +137,9 @@ def _classes_of(package: str) -> Iterator[tuple[str, str]]:
 
 def _assigned(module: ast.Module, name: str) -> list[str]:
     for node in module.body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+        if isinstance(node, ast.Assign) and any(
+            isinstance(t, ast.Name) and t.id == name for t in node.targets
+        ):
             found: list[str] = ast.literal_eval(node.value)
             return found
     return []

@@ -34,7 +34,7 @@ def suggestion(name: str, choices: Iterable[str]) -> str:
     return f"choose from {', '.join(choices)}" if choices else "see --help.full"
 
 
-class ShortErrors(jsonargparse.ArgumentParser):  # type: ignore[misc]
+class ShortErrors(jsonargparse.ArgumentParser):
     """Parser that answers a mistake with one short line and exit code 2."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -88,6 +88,8 @@ def _unknown_option(found: re.Match[str], place: Place) -> str:
     wrong = [word.split("=")[0].lstrip("-") for word in found[1].split() if word.startswith("-")]
     if found[0].startswith("unrecognized") and not wrong:
         return f"unexpected {found[1]!r}; options are written --name=value"
+    if place.owner.startswith("torch."):
+        return f"{place.path} has no class yet: name one with --{place.path}=... before its options"
     said = []
     for name in wrong or [re.sub(r"\.(init_args|class_path).*", "", found[1])]:
         if group := re.search(rf"Group '([^']+)' does not accept option '{re.escape(name)}'", place.message):
@@ -132,12 +134,16 @@ def _unknown_module(found: re.Match[str], place: Place) -> str:
 
 
 def _wrong_class(found: re.Match[str], place: Place) -> str:
-    return f"{place.path}: {short(found[1])} is no {found[2]}; choose from {place.classes or 'its subclasses'}"
+    return (
+        f"{place.path}: {short(found[1])} is no {found[2]}; choose from {place.classes or 'its subclasses'}"
+    )
 
 
 def _wrong_value(found: re.Match[str], place: Place) -> str:
     kinds = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text"}
-    value = re.search(r"(?:Got value|Given value): (?:NestedArg\(key='[^']*', val=)?'?(.*?)'?\)?$", place.message, re.M)
+    value = re.search(
+        r"(?:Got value|Given value): (?:NestedArg\(key='[^']*', val=)?'?(.*?)'?\)?$", place.message, re.M
+    )
     choices = re.fullmatch(r"typing\.Literal\[(.+)\]", found[1])
     expected = f"one of {choices[1]}" if choices else kinds.get(found[1], found[1])
     return f"{place.path} must be {expected}" + (f", not {value[1]!r}" if value else "")
@@ -147,7 +153,7 @@ def _no_file(found: re.Match[str], place: Place) -> str:
     return f"there is no file {found[1]}"
 
 
-# What a message contains -> who puts it into words. The first that fits is taken: causes stand before their consequences.
+# What a message contains -> who puts it into words. The first that fits is taken: causes stand before consequences.
 READERS: dict[str, Callable[[re.Match[str], Place], str]] = {
     r"File does not exist: '([^']+)'": _no_file,
     r"unrecognized arguments: (.+)": _unknown_option,
@@ -174,8 +180,13 @@ def options_of(class_path: str) -> list[str]:
 
 def option_names(parser: Any) -> list[str]:
     """Return the long options of a parser without their dashes; helpers and groups are left out."""
-    strings = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
-    return [name[2:] for name in strings if not re.search(r"(^|\.)help$|^print_|\+$", name)]
+    names = [
+        option[2:]
+        for action in parser._actions
+        for option in action.option_strings
+        if option.startswith("--")
+    ]
+    return [name for name in names if not re.search(r"(^|\.)help$|^print_|\+$", name)]
 
 
 def class_names(owner: str, path: str) -> set[str]:
@@ -193,7 +204,11 @@ def class_names(owner: str, path: str) -> set[str]:
             base = {"model": lightning.LightningModule, "data": lightning.LightningDataModule}.get(path)
     except (ImportError, AttributeError, NameError, TypeError):
         return set()
-    kinds = [kind for kind in (typing.get_args(base) or (base,)) if inspect.isclass(kind) and kind is not type(None)]
+    kinds = [
+        kind
+        for kind in (typing.get_args(base) or (base,))
+        if inspect.isclass(kind) and kind is not type(None)
+    ]
     return {kind.__name__ for base in kinds for kind in _subclasses(base) if _presentable(kind)}
 
 
@@ -203,6 +218,7 @@ def _find(class_path: str) -> Any:
 
 
 def _subclasses(kind: type) -> Iterable[type]:
+    child: type
     for child in kind.__subclasses__():
         yield child
         yield from _subclasses(child)
@@ -227,6 +243,12 @@ def join(*parts: str) -> str:
 
 def _compressed(message: str) -> str:
     """Keep the lines of a message that say something, as one line."""
-    noise = ("Does not validate against", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>")
+    noise = (
+        "Does not validate against",
+        "Subtypes:",
+        "Errors:",
+        "Given value",
+        "- Expected a <class 'NoneType'>",
+    )
     lines = [line.strip() for line in message.splitlines()]
     return "; ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(noise))

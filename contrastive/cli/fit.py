@@ -8,7 +8,7 @@ import json
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,16 @@ from contrastive.training import ExportEncoder, SaveOnStop
 
 for package in (data, encoders, objectives, training, views):
     for public in package.__all__:
-        getattr(package, public)  # short class names are found among imported classes, and some are imported late
+        getattr(
+            package, public
+        )  # short class names are found among imported classes, and some are imported late
 
-MODEL = "contrastive.training.Pretrain"
-DATA = "contrastive.data.ImageData"
+# What Pretrain takes by itself if it is given none, named here so that --model.views.size=64 is enough.
+PARTS = {"views": "contrastive.views.SimCLRViews", "projector": "contrastive.encoders.ProjectionHead"}
+MODEL = {
+    "class_path": "contrastive.training.Pretrain",
+    "init_args": {part: {"class_path": class_path} for part, class_path in PARTS.items()},
+}
 SEED = 0
 
 
@@ -102,17 +108,26 @@ class TrainerCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the default classes, the run folder and what a run does besides training."""
-        parser.add_argument("--name", type=str | None, help="Name of the run; that of the configuration by default.")
-        parser.add_argument("--run_dir", type=str | None, help="Folder of the run; runs/<name>/<number> by default.")
+        parser.add_argument(
+            "--name", type=str | None, help="Name of the run; that of the configuration by default."
+        )
+        parser.add_argument(
+            "--run_dir", type=str | None, help="Folder of the run; runs/<name>/<number> by default."
+        )
         parser.add_class_arguments(Extras, "extras")
-        parser.set_defaults({"model": {"class_path": MODEL}, "data": {"class_path": DATA}})
+        parser.set_defaults({"model": MODEL, "data": {"class_path": "contrastive.data.ImageData"}})
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Return the one that was asked for: each of them would build all options of Lightning's again."""
+        return {self.words[0]: LightningCLI.subcommands()[self.words[0]]}
 
     # ------------------------------------------------------------------ what was asked for
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, with the model of a checkpoint as a configuration below all others."""
         words, stored = self.words, {}
-        if checkpoint := _given(words, "ckpt_path"):
+        checkpoint = _given(words, "ckpt_path")
+        if checkpoint not in (None, "null"):
             if checkpoint in ("last", "best"):
                 checkpoint = str(newest_checkpoint(_name(words), checkpoint))
             stored = read_model(Path(checkpoint))
@@ -154,16 +169,23 @@ class TrainerCLI(LightningCLI):
         """Make the run folder and a trainer with the default callbacks and loggers beside the user's."""
         config = {**self._get(self.config_init, "trainer"), **kwargs}
         config["callbacks"] = _as_list(config["callbacks"])
-        if config["enable_progress_bar"] is not False and not _any(config["callbacks"], ProgressBar):
+        has_bar = any(isinstance(callback, ProgressBar) for callback in config["callbacks"])
+        if config["enable_progress_bar"] is not False and not has_bar:
             config["callbacks"].append(RunProgress())
         if self.subcommand != "fit" or config["fast_dev_run"]:
             self.save_config_callback = None
             config["logger"] = config["logger"] or False
         else:
-            folder = new_run_folder(_name(self.words), self._get(self.config, "run_dir"))
-            checkpoint = self._get(self.config, "ckpt_path")
+            chosen = self.config["fit"]
+            folder = new_run_folder(_name(self.words), chosen["run_dir"])
+            chosen["name"] = _name(self.words)
+            chosen["run_dir"] = None  # so that the saved configuration starts the next run
             self.folder = folder
-            self.save_config_kwargs = {"folder": folder, "words": self.words, "checkpoint": checkpoint}
+            self.save_config_kwargs = {
+                "folder": folder,
+                "words": self.words,
+                "checkpoint": chosen["ckpt_path"],
+            }
             config["default_root_dir"] = str(folder)
             config["logger"] = self._loggers(folder, config["logger"])
             config["callbacks"] += self._callbacks(folder, config)
@@ -173,10 +195,10 @@ class TrainerCLI(LightningCLI):
         """Return a CSV file and TensorBoard events in the run folder; a user's loggers replace TensorBoard."""
         if given is False:
             return False
-        table = CSVLogger(folder, name="", version="")
-        return [table, *(_as_list(given) if given is not True else [])] if given not in (None, True) else [
-            table, TensorBoardLogger(folder, name="", version="")
-        ]  # fmt: skip
+        others = (
+            [TensorBoardLogger(folder, name="", version="")] if given in (None, True) else _as_list(given)
+        )
+        return [CSVLogger(folder, name="", version=""), *others]
 
     def _callbacks(self, folder: Path, config: dict[str, Any]) -> list[Callback]:
         extras: Extras = self._get(self.config_init, "extras")
@@ -186,13 +208,18 @@ class TrainerCLI(LightningCLI):
             callbacks.append(ModelCheckpoint(checkpoints, save_last=True, save_top_k=0))
             callbacks.append(
                 BestCheckpoint(
-                    checkpoints, "best", monitor=extras.best, mode=extras.best_mode, enable_version_counter=False
+                    checkpoints,
+                    "best",
+                    monitor=extras.best,
+                    mode=extras.best_mode,
+                    enable_version_counter=False,
                 )
             )
             callbacks.append(SaveOnStop())
         if hasattr(getattr(self.model, "encoder", None), "dim"):
             callbacks.append(ExportEncoder())
-        return [callback for callback in callbacks if not _any(config["callbacks"], type(callback))]
+        taken = {callback.state_key for callback in config["callbacks"]}  # of the user; no two may be alike
+        return [callback for callback in callbacks if callback.state_key not in taken]
 
     def after_fit(self) -> None:
         """Evaluate the encoder and write the report, on the first process; the trained run stays if one fails."""
@@ -236,9 +263,12 @@ def run_trainer(words: Sequence[str]) -> int:
 def hush() -> None:
     """Keep away notes of Lightning and torch that ask a user of this command for nothing."""
     for message in (
+        r"(?s).*(JsonargparseDeprecationWarning|deprecated in v4\.\d+\.\d+ and will be removed in).*",  # by Lightning
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
         ".*exists and is not empty.*",
+        ".*dirpath has changed from.*",
+        ".*callbacks used to create the checkpoint.*",
         ".*treespec, LeafSpec.*",
         ".*`configure_callbacks`.*",
     ):
@@ -248,7 +278,14 @@ def hush() -> None:
 
 
 def _asks_for_nothing(record: logging.LogRecord) -> bool:
-    noise = ("Tip:", "to estimate number of stepping", "available: False", "Seed set to", "`Trainer.fit` stopped:", "callbacks returned from")
+    noise = (
+        "Tip:",
+        "to estimate number of stepping",
+        "available: False",
+        "Seed set to",
+        "`Trainer.fit` stopped:",
+        "callbacks returned from",
+    )
     return not any(part in record.getMessage() for part in noise)
 
 
@@ -277,7 +314,3 @@ def _name(words: Sequence[str]) -> str:
 
 def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
-
-
-def _any(callbacks: Sequence[Callback], kind: type) -> bool:
-    return any(isinstance(callback, kind) for callback in callbacks)

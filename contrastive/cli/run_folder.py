@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 
 RUNS = Path("runs")
 PACKAGES = ("contrastive", "torch", "lightning", "jsonargparse", "numpy", "torchvision", "timm", "faiss-cpu")
@@ -26,7 +26,7 @@ def new_run_folder(name: str, run_dir: str | None) -> Path:
     Raises:
         ValueError: If ``run_dir`` holds a run already.
     """
-    first = rank_zero_only.rank in (0, None)
+    first = getattr(rank_zero_only, "rank", 0) == 0
     if run_dir is not None:
         folder = Path(run_dir)
         if first and (folder / "run.json").exists():
