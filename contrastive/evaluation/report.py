@@ -84,7 +84,7 @@ def take_sample(run: Run, limit: int, seed: int) -> inspection.Sample | str:
         described = run.setting("model.views")
         views = SimCLRViews() if described is None else instantiate(described, torch.nn.Module)
         return inspection.take_sample(
-            load_run_encoder(run.folder),
+            load_run_encoder(run.folder).to("cuda" if torch.cuda.is_available() else "cpu"),
             data.evaluation_loaders(),
             views if hasattr(data, "image_shape") or described else None,
             data.class_names,
