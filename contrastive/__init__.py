@@ -27,6 +27,8 @@ _PUBLIC = {
     "SimCLRViews": "contrastive.views",
     "MultiCrop": "contrastive.views",
     "ImageData": "contrastive.data",
+    "TensorData": "contrastive.data",
+    "check_data": "contrastive.data",
     "Pretrain": "contrastive.training",
     "linear_probe": "contrastive.evaluation",
     "knn_classify": "contrastive.evaluation",
@@ -39,7 +41,9 @@ __all__ = sorted([*_PUBLIC, "__version__"])
 
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
-        raise AttributeError(f"module 'contrastive' has no attribute {name!r}; public names: {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'contrastive' has no attribute {name!r}; public names: {', '.join(__all__)}"
+        )
     module = import_module(_PUBLIC[name])
     return module if module.__name__ == f"contrastive.{name}" else getattr(module, name)
 

@@ -60,7 +60,7 @@ def read_run(run_dir: Path_) -> Run:
     Raises:
         FileNotFoundError: it is no folder, or holds nothing that a run leaves behind.
     """
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     run = Run(Path(run_dir))
     known = ("config.yaml", "run.json", "metrics.csv", "results", "encoder")

@@ -21,6 +21,9 @@ class Objective(nn.Module):
     stats: dict[str, Tensor]
     """Detached scalars of the last call, for logging."""
 
+    refuse_not_finite: bool = True
+    """Raise when a loss is NaN or infinite. A caller that looks itself, once for all processes, sets it to False."""
+
     def __init__(self) -> None:
         super().__init__()
         self.stats = {}
@@ -32,7 +35,7 @@ class Objective(nn.Module):
             FloatingPointError: if the loss is NaN or infinite.
         """
         loss: Tensor = super().__call__(*views, **inputs)
-        if not bool(torch.isfinite(loss.detach())):
+        if self.refuse_not_finite and not bool(torch.isfinite(loss.detach())):
             raise FloatingPointError(_describe_bad_loss(type(self).__name__, loss, views))
         return loss
 
