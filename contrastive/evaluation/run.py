@@ -68,7 +68,11 @@ def probe_run(
         seed=seed,
     )
     if protocol == "lbfgs":
-        settings |= {"C": result.C, "C_chosen_by": "held-out training samples" if C == "auto" else "caller"}
+        settings |= {
+            "converged": result.converged,
+            "C": result.C,
+            "C_chosen_by": "held-out training samples" if C == "auto" else "caller",
+        }
     else:
         settings |= {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     return _write(run, "linear_probe", settings, result, data, seed, start)
