@@ -4,9 +4,7 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 
+from contrastive.evaluation.results import installed_versions
+
 RUNS = Path("runs")
-PACKAGES = ("contrastive", "torch", "lightning", "jsonargparse", "numpy", "torchvision", "timm", "faiss-cpu")
 
 
 def new_run_folder(name: str, run_dir: str | None) -> Path:
@@ -95,27 +94,14 @@ class SaveRun(SaveConfigCallback):
         write_text(self.folder / "config.yaml", self.parser.dump(self.config, skip_none=False))
         record = {
             "command": shlex.join(["contrastive", *self.words]),
-            "overrides": [word for word in self.words[1:] if word.startswith("--") and "config" not in word],
             "checkpoint": self.checkpoint,
             "seed": self.config.get("seed_everything"),
             "data": {name: getattr(data, name, None) for name in ("source", "fingerprint")},
             "git": git_commit(),
-            "python": sys.version.split()[0],
             "versions": installed_versions(),
             "devices": trainer.world_size,
         }
         write_text(self.folder / "run.json", json.dumps(record, indent=2, default=str) + "\n")
-
-
-def installed_versions() -> dict[str, str]:
-    """Return the installed versions of the packages that results depend on."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def git_commit() -> str | None:

@@ -65,6 +65,10 @@ class DataModule(LightningDataModule):
         self.seed = seed
         self.num_workers = _cores() if num_workers is None else num_workers
 
+    def __str__(self) -> str:
+        """Name the class; Lightning's text would pass over every loader."""
+        return f"{type(self).__name__}(batch_size={self.batch_size})"
+
     @cached_property
     def known(self) -> Known:
         """Labels, sizes and class names."""

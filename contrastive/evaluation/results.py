@@ -19,6 +19,9 @@ PACKAGES = (
     "faiss-cpu",
     "lightning",
     "torchmetrics",
+    "torchvision",
+    "timm",
+    "jsonargparse",
 )
 
 
@@ -55,7 +58,7 @@ def write_result(
         "metrics": dict(metrics),
         "split": split,
         "seed": seed,
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": installed_versions(),
         "data": dict(data),
         "encoder": dict(encoder),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -108,8 +111,9 @@ def format_result(document: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the installed packages that results depend on."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -121,8 +121,7 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Probe and kNN at few and at all labels, beside raw pixels and an encoder that was not trained.
 
-    Prints a table, and writes ``results/label_efficiency.json`` as well as ``linear_probe.json`` and ``knn.json``
-    of the trained encoder at all labels. Features are extracted once for all of them.
+    Prints a table and writes ``results/label_efficiency.json``. Features are extracted once for all of it.
 
     Args:
         run: folder of the run.

@@ -46,9 +46,7 @@ class Objective(nn.Module):
         """Number of negatives that one anchor meets in a step of ``batch_size`` samples over all processes."""
         raise NotImplementedError
 
-    def forward(
-        self, *views: Tensor, index: Tensor | None = None, labels: Tensor | None = None, **extra: Any
-    ) -> Tensor:
+    def forward(self, *views: Tensor, index: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """Return the scalar loss of ``views``, each ``(B, D)``."""
         raise NotImplementedError
 

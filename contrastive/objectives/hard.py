@@ -1,7 +1,7 @@
 """Hard InfoNCE: Wang and Liu, "Understanding the Behaviour of Contrastive Loss", CVPR 2021, arXiv 2012.09740."""
 
 from itertools import combinations
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -110,14 +110,12 @@ class HardInfoNCE(Objective):
         self.repulsion = repulsion
 
     def negatives_per_anchor(self, batch_size: int, num_views: int) -> int:
-        """K."""
+        """K, or all that the batch has."""
         if isinstance(self.num_negatives, int):
             return min(self.num_negatives, 2 * (batch_size - 1))
         return max(1, round(self.num_negatives * 2 * batch_size))
 
-    def forward(
-        self, *views: Tensor, index: Tensor | None = None, labels: Tensor | None = None, **extra: Any
-    ) -> Tensor:
+    def forward(self, *views: Tensor, index: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """Return the loss of ``views``, each ``(B, D)``, averaged over all pairs of views."""
         check_views("HardInfoNCE", views, minimum=2)
         samples = gather(torch.stack(views, 1))

@@ -251,9 +251,7 @@ class InfoNCE(Objective):
             return self.queue_size
         return (2 if self.negatives == "all" else 1) * (batch_size - 1)
 
-    def forward(
-        self, *views: Tensor, index: Tensor | None = None, labels: Tensor | None = None, **extra: Any
-    ) -> Tensor:
+    def forward(self, *views: Tensor, index: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """Return the loss of ``views``, each ``(B, D)``; with a queue, of ``(queries, keys)``."""
         if self.log_scale is not None:
             with torch.no_grad():

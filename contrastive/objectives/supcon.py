@@ -1,6 +1,7 @@
 """SupCon: Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, arXiv 2004.11362."""
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -123,7 +124,7 @@ def _sup_con(
     return global_mean(loss, has_positive), lone
 
 
-def _against_negatives(own: Tensor, labels: Tensor, all_labels: Tensor) -> Any:
+def _against_negatives(own: Tensor, labels: Tensor, all_labels: Tensor) -> Callable[..., Tensor]:
     """Row loss: the sum over positive pairs of ``log(exp(s_p) + sum_n exp(s_n)) - s_p``."""
 
     def row_loss(logits: Tensor, rows: slice) -> Tensor:
@@ -176,9 +177,7 @@ class SupCon(Objective):
         """Candidates other than the anchor and its own views; those of its class among them are positives."""
         return (batch_size - 1) * num_views
 
-    def forward(
-        self, *views: Tensor, index: Tensor | None = None, labels: Tensor | None = None, **extra: Any
-    ) -> Tensor:
+    def forward(self, *views: Tensor, index: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """Return the loss of ``views``, each ``(B, D)``, with ``labels`` ``(B,)``."""
         loss, lone = _sup_con(
             views,
