@@ -14,6 +14,7 @@ import yaml
 import contrastive.cli.fit as fit
 from contrastive.cli import INTERRUPTED, main
 from contrastive.cli.errors import explain, nearest, suggestion
+from contrastive.cli.request import kept
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 
@@ -285,6 +286,21 @@ def test_the_command_line_wins_over_later_and_earlier_files(
     }
 
 
+def test_a_class_that_takes_over_values_of_another_says_so(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The parser keeps an argument that both classes have."""
+    said = []
+    for more in ([], ["--model.objective.temperature=0.9"]):
+        cli_words = ["fit", f"--config={QUICKSTART}", "--model.objective=SupCon", *more]
+        parsed = {"init_args": {"objective": {"init_args": {"temperature": 0.9 if more else 0.5}}}}
+        said.append(kept(cli_words, parsed))
+    note = "model.objective: SupCon keeps temperature=0.5, which the configuration gave to InfoNCE"
+    assert said == [[note], []]
+    content = resolved(capsys, f"--config={QUICKSTART}", "--model.objective=SupCon")
+    assert content["model"]["init_args"]["objective"]["init_args"]["temperature"] == 0.5
+
+
 def build(monkeypatch: pytest.MonkeyPatch, *words: str) -> fit.TrainerCLI:
     """Build everything that ``contrastive`` would run, without running it."""
     monkeypatch.setattr(fit.TrainerCLI, "_run_subcommand", lambda cli, command: None)
@@ -362,7 +378,7 @@ def test_a_class_of_the_user_trains_from_a_console_script(folder: Path) -> None:
     }
     record = json.loads((run / "run.json").read_text())
     assert record["command"].startswith("contrastive fit --model.objective=mine.Pull")
-    assert "--model.objective.strength=2" in record["overrides"]
+    assert "--model.objective.strength=2" in record["command"]
     assert record["seed"] == 0
     assert record["data"]["source"] == "digits"
     assert record["data"]["fingerprint"]
@@ -433,6 +449,19 @@ def test_a_checkpoint_of_another_shape_is_refused_in_a_sentence(
     assert "layer.weight is (9, 3) here and (2, 3) in the checkpoint" in said
     assert "model.width is 9, in the checkpoint 2" in said
     assert said.count("\n") == 1
+
+
+def test_what_a_checkpoint_has_and_the_class_no_longer_is_left_out_aloud(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *TINY, "--name=o", "--model.decay=0.5", "--extras.report=false"]) == 0
+    Path("mine.py").write_text(
+        MINE.replace("decay: float = 0.0, ", "").replace("hparams.decay", "hparams.rate")
+    )
+    sys.modules.pop("mine")
+    words = ["--data=mine.Numbers", "--ckpt_path=last", "--name=o", "--trainer.accelerator=cpu"]
+    assert main(["validate", *words]) == 0
+    assert "model.decay=0.5 of the checkpoint is left out" in capsys.readouterr().out
 
 
 def test_a_checkpoint_that_is_not_there_or_none_is_named(

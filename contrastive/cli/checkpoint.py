@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from contrastive.cli.errors import options_of
+
 
 def read_model(path: Path) -> dict[str, Any]:
     """Return the model of a checkpoint as a configuration: ``{"class_path": ..., "init_args": ...}``.
@@ -36,6 +38,26 @@ def read_model(path: Path) -> dict[str, Any]:
     if not arguments and class_path is None:
         return {}
     return {"class_path": class_path, "init_args": arguments} if class_path else {"init_args": arguments}
+
+
+def without_unknown(model: dict[str, Any], path: str = "model") -> tuple[dict[str, Any], list[str]]:
+    """Leave out arguments that their classes do not take, or no longer; return the rest and a line on each.
+
+    Args:
+        model: A class with its arguments, as :func:`read_model` returns it.
+        path: Where it stands in the configuration.
+    """
+    arguments, dropped = dict(model.get("init_args") or {}), []
+    options = {option.split(".")[0] for option in options_of(model.get("class_path") or "")}
+    for name in list(arguments):
+        if options and name not in options:
+            dropped.append(
+                f"{path}.{name}={arguments.pop(name)} of the checkpoint is left out: there is no such option"
+            )
+        elif isinstance(arguments[name], Mapping) and "class_path" in arguments[name]:
+            arguments[name], more = without_unknown(dict(arguments[name]), f"{path}.{name}")
+            dropped += more
+    return ({**model, "init_args": arguments} if arguments else model), dropped
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -21,19 +21,19 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from contrastive import data, encoders, objectives, training, views
 from contrastive.cli import INTERRUPTED, TERMINATED
-from contrastive.cli.checkpoint import differences, explain_mismatch, read_model
+from contrastive.cli.checkpoint import differences, explain_mismatch, read_model, without_unknown
 from contrastive.cli.errors import ShortErrors
 from contrastive.cli.progress import RunProgress
+from contrastive.cli.request import given, kept, run_name
 from contrastive.cli.run_folder import SaveRun, new_run_folder, newest_checkpoint
 from contrastive.evaluation import evaluate_run
 from contrastive.evaluation.report import write_report
 from contrastive.training import ExportEncoder, SaveOnStop
 
+# Short class names are found among the classes that are imported, and packages import some of theirs on first use.
 for package in (data, encoders, objectives, training, views):
     for public in package.__all__:
-        getattr(
-            package, public
-        )  # short class names are found among imported classes, and some are imported late
+        getattr(package, public)
 
 # What Pretrain takes by itself if it is given none, named here so that --model.views.size=64 is enough.
 PARTS = {"views": "contrastive.views.SimCLRViews", "projector": "contrastive.encoders.ProjectionHead"}
@@ -124,23 +124,28 @@ class TrainerCLI(LightningCLI):
     # ------------------------------------------------------------------ what was asked for
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, with the model of a checkpoint as a configuration below all others."""
-        words, stored = self.words, {}
-        checkpoint = _given(words, "ckpt_path")
-        if checkpoint not in (None, "null"):
+        """Parse, with the model of a checkpoint as a configuration below all others, and tell what came of it."""
+        command, *words = self.words
+        checkpoint = given(words, "ckpt_path")
+        stored: dict[str, Any] = {}
+        notes: list[str] = []
+        if checkpoint is None:
+            if command != "fit":
+                notes.append("no --ckpt_path: the weights are those that the model starts with")
+        else:
             if checkpoint in ("last", "best"):
-                checkpoint = str(newest_checkpoint(_name(words), checkpoint))
-            stored = read_model(Path(checkpoint))
+                checkpoint = str(newest_checkpoint(run_name(words), checkpoint))
+            stored, notes = without_unknown(read_model(Path(checkpoint)))
             below = ["--config", json.dumps({"model": stored})] if stored else []
-            words = [words[0], *below, *words[1:], f"--ckpt_path={checkpoint}"]
-        self.config = parser.parse_args(words)
+            words = [*below, *words, f"--ckpt_path={checkpoint}"]
+        self.config = parser.parse_args([command, *words])
+        requested = yaml.safe_load(parser.dump(self.config, skip_none=False))[command].get("model")
         if stored:
-            requested = yaml.safe_load(parser.dump(self.config, skip_none=False))[words[0]]
-            self.changed = differences(stored, requested["model"])
-            for change in self.changed:
-                print(change)
-        if checkpoint and "weights_only" in self.config[words[0]]:
-            self.config[words[0]]["weights_only"] = True  # reading a checkpoint never runs code that is in it
+            self.changed = differences(stored, requested)
+        for note in [*notes, *self.changed, *kept(self.words, requested)]:
+            print(note)
+        if self.config[command].get("ckpt_path") and "weights_only" in self.config[command]:
+            self.config[command]["weights_only"] = True  # reading a checkpoint never runs code that is in it
 
     def _parse_ckpt_path(self) -> None:
         """Leave out what Lightning does here: it puts values of a checkpoint above those that were typed."""
@@ -177,8 +182,8 @@ class TrainerCLI(LightningCLI):
             config["logger"] = config["logger"] or False
         else:
             chosen = self.config["fit"]
-            folder = new_run_folder(_name(self.words), chosen["run_dir"])
-            chosen["name"] = _name(self.words)
+            folder = new_run_folder(run_name(self.words), chosen["run_dir"])
+            chosen["name"] = run_name(self.words)
             chosen["run_dir"] = None  # so that the saved configuration starts the next run
             self.folder = folder
             self.save_config_kwargs = {
@@ -191,14 +196,13 @@ class TrainerCLI(LightningCLI):
             config["callbacks"] += self._callbacks(folder, config)
         return self._instantiate_trainer(config, [])
 
-    def _loggers(self, folder: Path, given: Any) -> list[Logger] | bool:
+    def _loggers(self, folder: Path, theirs: Any) -> list[Logger] | bool:
         """Return a CSV file and TensorBoard events in the run folder; a user's loggers replace TensorBoard."""
-        if given is False:
+        if theirs is False:
             return False
-        others = (
-            [TensorBoardLogger(folder, name="", version="")] if given in (None, True) else _as_list(given)
-        )
-        return [CSVLogger(folder, name="", version=""), *others]
+        if theirs in (None, True):
+            theirs = TensorBoardLogger(folder, name="", version="")
+        return [CSVLogger(folder, name="", version=""), *_as_list(theirs)]
 
     def _callbacks(self, folder: Path, config: dict[str, Any]) -> list[Callback]:
         extras: Extras = self._get(self.config_init, "extras")
@@ -287,29 +291,6 @@ def _asks_for_nothing(record: logging.LogRecord) -> bool:
         "callbacks returned from",
     )
     return not any(part in record.getMessage() for part in noise)
-
-
-def _given(words: Sequence[str], option: str) -> str | None:
-    """Return an option's value before anything is parsed: from the command line, else the last configuration."""
-    found = None
-    for position, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        value = value if equals else words[position + 1] if position + 1 < len(words) else ""
-        if name == f"--{option}":
-            return value
-        if name in ("--config", "-c") and Path(value).is_file():
-            try:
-                content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
-            except yaml.YAMLError as problem:
-                raise ValueError(f"{value} is no valid YAML: {' '.join(str(problem).split())}") from problem
-            found = content.get(option, found) if isinstance(content, dict) else found
-    return found
-
-
-def _name(words: Sequence[str]) -> str:
-    """Return the name of the run: as given, else that of the last configuration file, else of the model."""
-    config = _given([word for word in words if not word.startswith("--name")], "config")
-    return _given(words, "name") or (Path(config).stem if config else "run")
 
 
 def _as_list(value: Any) -> list[Any]:

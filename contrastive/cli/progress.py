@@ -24,11 +24,8 @@ class RunProgress(TQDMProgressBar):
 
     def init_train_tqdm(self) -> Tqdm:
         """Make the bar of the run, which starts where a resumed run does."""
-        bar = (
-            super().init_train_tqdm()
-            if self.terminal
-            else Tqdm(file=io.StringIO(), bar_format=self.BAR_FORMAT)
-        )
+        silent = Tqdm(file=io.StringIO(), bar_format=self.BAR_FORMAT)
+        bar = super().init_train_tqdm() if self.terminal else silent
         bar.total = self._total()
         bar.initial = bar.n = self._done()
         return bar

@@ -1,0 +1,87 @@
+"""What a command line asks for, read from its words and configuration files before anything is parsed.
+
+A checkpoint has to be known before parsing, as its values stand below all others.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from contrastive.cli.errors import short
+
+
+def typed(words: Sequence[str], *options: str) -> list[str]:
+    """Return the values of options, given as ``--option=value`` or ``--option value``, in order."""
+    values = []
+    for position, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name in options and (equals or position + 1 < len(words)):
+            values.append(value if equals else words[position + 1])
+    return values
+
+
+def files(words: Sequence[str]) -> list[dict[str, Any]]:
+    """Read the configuration files of a command line, in order.
+
+    Raises:
+        ValueError: If one is no valid YAML.
+    """
+    contents = []
+    for path in typed(words, "--config", "-c"):
+        if not Path(path).is_file():
+            continue  # the parser says so
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except yaml.YAMLError as problem:
+            raise ValueError(f"{path} is no valid YAML: {' '.join(str(problem).split())}") from problem
+        if isinstance(content, dict):
+            contents.append(content)
+    return contents
+
+
+def given(words: Sequence[str], option: str) -> str | None:
+    """Return the value of an option: from the command line, else from the last configuration file that has it."""
+    values = [content[option] for content in files(words) if option in content] + typed(words, f"--{option}")
+    return values[-1] if values and values[-1] != "null" else None
+
+
+def run_name(words: Sequence[str]) -> str:
+    """Return the name of the run: as given, else that of the last configuration file, else ``run``."""
+    paths = typed(words, "--config", "-c")
+    return given(words, "name") or (Path(paths[-1]).stem if paths else "run")
+
+
+def kept(words: Sequence[str], model: Any) -> list[str]:
+    """Name the values that a class typed on the command line takes over from another in the configuration.
+
+    If both have an argument of one name, the parser keeps its value although the class has changed.
+
+    Args:
+        words: The command line.
+        model: The resolved model.
+
+    Returns:
+        One line for each part of the model whose class was replaced and that kept something.
+    """
+    notes = []
+    for content in files(words):
+        written = content.get("model") or {}
+        parts = written.get("init_args", written) if isinstance(written, dict) else {}
+        for part, description in parts.items():
+            classes = typed(words, f"--model.{part}")
+            if not classes or not isinstance(description, dict) or "class_path" not in description:
+                continue
+            new, old = short(classes[-1]), short(description["class_path"])
+            now = (model["init_args"].get(part) or {}).get("init_args") or {}
+            same = [
+                f"{name}={value}"
+                for name, value in (description.get("init_args") or {}).items()
+                if now.get(name) == value and not typed(words, f"--model.{part}.{name}")
+            ]
+            if new != old and same:
+                notes.append(
+                    f"model.{part}: {new} keeps {', '.join(same)}, which the configuration gave to {old}"
+                )
+    return notes
