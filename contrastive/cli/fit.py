@@ -144,7 +144,7 @@ class TrainerCLI(LightningCLI):
             self.changed = differences(stored, requested)
         for note in [*notes, *self.changed, *kept(self.words, requested)]:
             print(note)
-        if self.config[command].get("ckpt_path") and "weights_only" in self.config[command]:
+        if "weights_only" in self.config[command]:  # not in all versions of Lightning
             self.config[command]["weights_only"] = True  # reading a checkpoint never runs code that is in it
 
     def _parse_ckpt_path(self) -> None:
@@ -289,6 +289,7 @@ def _asks_for_nothing(record: logging.LogRecord) -> bool:
         "Seed set to",
         "`Trainer.fit` stopped:",
         "callbacks returned from",
+        "`weights_only` was not set",
     )
     return not any(part in record.getMessage() for part in noise)
 

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 class RunProgress(TQDMProgressBar):
     """One bar for all of training, so that the time left is that of the run and not of the epoch.
 
-    Where the output is no terminal (a file, a log of a cluster) it writes a line for each tenth of the run instead.
+    Where the output is no terminal (a file, a log) training writes a line for each tenth of the run instead.
     """
 
     BAR_FORMAT = "{desc} |{bar:24}| {percentage:3.0f}% [{elapsed}, {remaining} left{postfix}]"
@@ -36,7 +36,16 @@ class RunProgress(TQDMProgressBar):
 
     def init_validation_tqdm(self) -> Tqdm:
         """Show nothing during validation inside of training."""
-        return Tqdm(disable=True) if self.trainer.state.fn == "fit" else super().init_validation_tqdm()
+        shown = self.terminal and self.trainer.state.fn != "fit"
+        return super().init_validation_tqdm() if shown else Tqdm(disable=True)
+
+    def init_test_tqdm(self) -> Tqdm:
+        """Show a bar to a terminal only."""
+        return super().init_test_tqdm() if self.terminal else Tqdm(disable=True)
+
+    def init_predict_tqdm(self) -> Tqdm:
+        """Show a bar to a terminal only."""
+        return super().init_predict_tqdm() if self.terminal else Tqdm(disable=True)
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Name the epoch; the bar goes on."""
