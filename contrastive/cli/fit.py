@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import _typehints
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -31,9 +32,24 @@ from contrastive.evaluation.report import write_report
 from contrastive.training import ExportEncoder, SaveOnStop
 
 # Short class names are found among the classes that are imported, and packages import some of theirs on first use.
-for package in (data, encoders, objectives, training, views):
-    for public in package.__all__:
-        getattr(package, public)
+OURS = {
+    name: getattr(package, name)
+    for package in (data, encoders, objectives, training, views)
+    for name in package.__all__
+}
+_among_all = _typehints.resolve_class_path_by_name
+
+
+def _ours_first(base: Any, name: str) -> str:
+    """Resolve a short class name to ours, though another library that was imported has a class of that name."""
+    ours, bases = OURS.get(name), base if isinstance(base, tuple) else (base,)
+    if isinstance(ours, type) and any(isinstance(b, type) and issubclass(ours, b) for b in bases):
+        return str(_typehints.get_import_path(ours))
+    found: str = _among_all(base, name)
+    return found
+
+
+_typehints.resolve_class_path_by_name = _ours_first
 
 # What Pretrain takes by itself if it is given none, named here so that --model.views.size=64 is enough.
 PARTS = {"views": "contrastive.views.SimCLRViews", "projector": "contrastive.encoders.ProjectionHead"}

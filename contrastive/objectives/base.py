@@ -21,9 +21,6 @@ class Objective(nn.Module):
     stats: dict[str, Tensor]
     """Detached scalars of the last call, for logging."""
 
-    refuse_not_finite: bool = True
-    """Raise when a loss is NaN or infinite. A caller that looks itself, once for all processes, sets it to False."""
-
     def __init__(self) -> None:
         super().__init__()
         self.stats = {}
@@ -35,7 +32,7 @@ class Objective(nn.Module):
             FloatingPointError: if the loss is NaN or infinite.
         """
         loss: Tensor = super().__call__(*views, **inputs)
-        if self.refuse_not_finite and not bool(torch.isfinite(loss.detach())):
+        if not bool(torch.isfinite(loss.detach())):
             raise FloatingPointError(_describe_bad_loss(type(self).__name__, loss, views))
         return loss
 

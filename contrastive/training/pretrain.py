@@ -108,7 +108,6 @@ class Pretrain(LightningModule):
                 "views; a momentum encoder needs two: set views=2, or momentum=0."
             )
         self.encoder, self.projector, self.views, self.objective = encoder, projector, views, objective
-        objective.refuse_not_finite = False  # _check_finite stops all processes together
         self.key_network = MomentumEncoder(nn.Sequential(encoder, projector), momentum) if momentum else None
         self.optimizer_config = optimizer
         self.symmetric, self.use_labels = symmetric, use_labels
