@@ -44,12 +44,12 @@ def _ours_first(base: Any, name: str) -> str:
     """Resolve a short class name to ours, though another library that was imported has a class of that name."""
     ours, bases = OURS.get(name), base if isinstance(base, tuple) else (base,)
     if isinstance(ours, type) and any(isinstance(b, type) and issubclass(ours, b) for b in bases):
-        return str(_typehints.get_import_path(ours))
+        return str(_typehints.get_import_path(ours))  # type: ignore[attr-defined]
     found: str = _among_all(base, name)
     return found
 
 
-_typehints.resolve_class_path_by_name = _ours_first
+_typehints.resolve_class_path_by_name = _ours_first  # type: ignore[assignment]
 
 # What Pretrain takes by itself if it is given none, named here so that --model.views.size=64 is enough.
 PARTS = {"views": "contrastive.views.SimCLRViews", "projector": "contrastive.encoders.ProjectionHead"}
