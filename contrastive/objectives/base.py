@@ -36,8 +36,16 @@ class Objective(nn.Module):
             raise FloatingPointError(_describe_bad_loss(type(self).__name__, loss, views))
         return loss
 
-    def setup(self, num_samples: int) -> None:
-        """Size the state that is kept per sample, once the length of the data set is known."""
+    def setup(self, num_samples: int, *, num_classes: int = 0, dim: int | None = None) -> None:
+        """Size what depends on the data, once it is known: state per sample, parameters per class.
+
+        Called before the optimiser is built, and before a checkpoint is read.
+
+        Args:
+            num_samples: length of the training set; the ``index`` of a sample is below it.
+            num_classes: number of classes, 0 without labels.
+            dim: width of the embeddings, None if the projector does not tell.
+        """
 
     def negatives_per_anchor(self, batch_size: int, num_views: int) -> int:
         """Number of negatives that one anchor meets in a step of ``batch_size`` samples over all processes."""

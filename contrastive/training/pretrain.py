@@ -113,7 +113,7 @@ class Pretrain(LightningModule):
         self.symmetric, self.use_labels = symmetric, use_labels
         self.cache_chunk_size, self.seed = cache_chunk_size, seed
         self.embeddings = ()
-        self._num_samples: int | None = None
+        self._sizes: dict[str, int | None] | None = None  # of the objective: arguments of its setup
         self._planned_steps: int | None = None
         self._resumed_steps: int | None = None
         self._record_arguments(
@@ -144,8 +144,12 @@ class Pretrain(LightningModule):
                 "labels such as InfoNCE."
             )
         num_samples = getattr(data, "num_samples", None)
-        if num_samples is not None and self._num_samples is None:
-            self._size_objective(num_samples)
+        if num_samples is not None and self._sizes is None:
+            last = self.encoder if isinstance(self.projector, nn.Identity) else self.projector
+            width = getattr(last, "dim", None)
+            self._size_objective(
+                num_samples=num_samples, num_classes=getattr(data, "num_classes", None) or 0, dim=width
+            )
 
     def configure_callbacks(self) -> list[Callback]:
         """Add the callbacks that every run should have, unless the trainer has them already."""
@@ -362,7 +366,7 @@ class Pretrain(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note what the weights do not tell: the size of per-sample state, the length of the schedule."""
-        checkpoint["contrastive"] = {"num_samples": self._num_samples, "total_steps": self._planned_steps}
+        checkpoint["contrastive"] = {"sizes": self._sizes, "total_steps": self._planned_steps}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Size the objective's state for the checkpoint, and remember that a run is resumed.
@@ -371,20 +375,20 @@ class Pretrain(LightningModule):
             ValueError: If the run that is resumed had another number of samples.
         """
         saved = checkpoint.get("contrastive", {})
-        samples, steps = saved.get("num_samples"), saved.get("total_steps")
-        if self._num_samples is None and samples is not None:
-            self._size_objective(samples)
-        elif samples != self._num_samples:
+        sizes, steps = saved.get("sizes"), saved.get("total_steps")
+        if self._sizes is None and sizes is not None:
+            self._size_objective(**sizes)
+        elif sizes != self._sizes:
             raise ValueError(
-                f"the checkpoint was trained on {samples} samples, the data given has {self._num_samples}; "
-                "resume with the same data, or start a new run from the saved encoder."
+                f"the checkpoint was trained on {_describe_sizes(sizes)}, the data given has "
+                f"{_describe_sizes(self._sizes)}; resume with the same data, or start a new run from the saved encoder."
             )
         if self._trainer is not None and self.trainer.state.fn == "fit":
             self._resumed_steps = steps
 
-    def _size_objective(self, num_samples: int) -> None:
-        self.objective.setup(num_samples)
-        self._num_samples = num_samples
+    def _size_objective(self, num_samples: int, num_classes: int, dim: int | None) -> None:
+        self.objective.setup(num_samples, num_classes=num_classes, dim=dim)
+        self._sizes = {"num_samples": num_samples, "num_classes": num_classes, "dim": dim}
 
     def _record_arguments(self, **plain: Any) -> None:
         """Store the constructor's arguments in checkpoints as plain data, never as pickled modules.
@@ -405,3 +409,10 @@ class Pretrain(LightningModule):
             }
             given["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
         self.save_hyperparameters(given, logger=False)
+
+
+def _describe_sizes(sizes: dict[str, int | None] | None) -> str:
+    if sizes is None:
+        return "data of unknown size"
+    classes = f" in {sizes['num_classes']} classes" if sizes["num_classes"] else ""
+    return f"{sizes['num_samples']} samples{classes}"

@@ -43,7 +43,7 @@ class TinyNCE(Objective):
         self.register_buffer("queue", F.normalize(torch.randn(queue_size, 8, generator=generator(5)), dim=1))
         self.calls: list[dict[str, Any]] = []
 
-    def setup(self, num_samples: int) -> None:
+    def setup(self, num_samples: int, *, num_classes: int = 0, dim: int | None = None) -> None:
         self.register_buffer("seen", torch.zeros(num_samples))
 
     def negatives_per_anchor(self, batch_size: int, num_views: int) -> int:
