@@ -92,8 +92,8 @@ def linear_probe(
     x = (train.vectors - mean) / scale
     generator = torch.Generator().manual_seed(seed)
     if protocol == "lbfgs":
-        strength = _choose_C(x, targets, len(classes), generator) if C == "auto" else float(C)
-        weight, bias, loss, converged = _fit_lbfgs(x, targets, len(classes), strength)
+        strength, start = (float(C), None) if C != "auto" else _choose_C(x, targets, len(classes), generator)
+        weight, bias, loss, converged = _fit_lbfgs(x, targets, len(classes), strength, start=start)
         losses: tuple[float, ...] = (loss,)
     else:
         size = len(x) if batch_size is None else min(batch_size, len(x))
@@ -179,11 +179,13 @@ def _column_scale(vectors: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(tiny, 1.0, deviation)
 
 
-def _choose_C(x: Tensor, targets: Tensor, num_classes: int, generator: torch.Generator) -> float:
-    """The value of :data:`C_GRID` with the best accuracy on a held-out fifth of the training set."""
+def _choose_C(
+    x: Tensor, targets: Tensor, num_classes: int, generator: torch.Generator
+) -> tuple[float, tuple[Tensor, Tensor] | None]:
+    """The value of :data:`C_GRID` with the best accuracy on a held-out fifth of the training set, and its fit."""
     counts = torch.bincount(targets, minlength=num_classes)
     if int(counts[counts > 0].min()) < 20:
-        return 1.0
+        return 1.0, None
     keys = torch.rand(len(x), generator=generator).to(x.device)
     order = torch.argsort(keys)
     order = order[torch.argsort(targets[order], stable=True)]
@@ -194,15 +196,15 @@ def _choose_C(x: Tensor, targets: Tensor, num_classes: int, generator: torch.Gen
     kept = min(1.0, _SELECTION_ROWS / len(x))
     held_out, fitted = share < 0.2 * kept, (share >= 0.2 * kept) & (share < kept)
     best, best_accuracy = 1.0, -1.0
-    start = None
+    start = best_fit = None
     for candidate in C_GRID:
         weight, bias, _, _ = _fit_lbfgs(x[fitted], targets[fitted], num_classes, candidate, start=start)
         start = (weight, bias)
         logits = F.linear(x[held_out], weight, bias)
         accuracy = float((logits.argmax(1) == targets[held_out]).double().mean())
         if accuracy > best_accuracy:
-            best, best_accuracy = candidate, accuracy
-    return best
+            best, best_accuracy, best_fit = candidate, accuracy, start
+    return best, best_fit
 
 
 def _fit_lbfgs(
