@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from contrastive.data.images import ImageStream, JoinedImages, Source, Split
 from contrastive.data.loader import Loader
-from contrastive.data.sources import open_source, stratified_split
+from contrastive.data.sources import long_tail, open_source, stratified_split
 
 MEMORY_BUDGET = 4 << 30
 """Bytes of decoded images up to which ``in_memory="auto"`` holds them all in memory."""
@@ -47,7 +47,13 @@ class DataModule(LightningDataModule):
     """
 
     def __init__(
-        self, batch_size: int, validation_fraction: float, seed: int, num_workers: int | None
+        self,
+        batch_size: int,
+        validation_fraction: float,
+        seed: int,
+        num_workers: int | None,
+        imbalance: float,
+        imbalance_profile: Literal["exponential", "linear"],
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -60,9 +66,20 @@ class DataModule(LightningDataModule):
             )
         if num_workers is not None and num_workers < 0:
             raise ValueError(f"{name}(num_workers={num_workers}): set 0 (to read in this process) or more.")
+        if not 0 < imbalance <= 1:
+            raise ValueError(
+                f"{name}(imbalance={imbalance}): set the size of the smallest class over that of the largest, above 0 "
+                "and at most 1 (to train on every sample)."
+            )
+        if imbalance_profile not in ("exponential", "linear"):
+            raise ValueError(
+                f"{name}(imbalance_profile={imbalance_profile!r}): set 'exponential' or 'linear'."
+            )
         self.batch_size = batch_size
         self.validation_fraction = validation_fraction
         self.seed = seed
+        self.imbalance = imbalance
+        self.imbalance_profile = imbalance_profile
         self.num_workers = _cores() if num_workers is None else num_workers
 
     def __str__(self) -> str:
@@ -80,15 +97,34 @@ class DataModule(LightningDataModule):
         raise NotImplementedError
 
     @cached_property
-    def rows(self) -> tuple[Tensor, Tensor]:
-        """Rows of the training set that are trained on, and those held out for validation; int64, sorted."""
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """Rows of the training part, before it is thinned, and of the validation part; int64, sorted."""
         return stratified_split(
             self.known.train_size, self.known.train_labels, self.validation_fraction, self.seed
         )
 
+    @cached_property
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Rows of the training set that are trained on, and those held out for validation; int64, sorted.
+
+        Raises:
+            ValueError: if ``imbalance`` is set and the data have no labels.
+        """
+        train, validation = self.parts
+        if self.imbalance == 1:
+            return train, validation
+        labels = self.known.train_labels
+        if labels is None:
+            raise ValueError(
+                f"{type(self).__name__}(imbalance={self.imbalance}) thins out classes, but the data have no labels; "
+                "choose a labelled source, or set imbalance=1."
+            )
+        kept = long_tail(labels[train], self.num_classes, self.imbalance, self.imbalance_profile, self.seed)
+        return train[kept], validation
+
     @property
     def num_samples(self) -> int:
-        """Samples that are trained on: the training set without the validation part."""
+        """Samples that are trained on: the training part, thinned if ``imbalance`` is set."""
         return len(self.rows[0])
 
     @property
@@ -146,7 +182,7 @@ class DataModule(LightningDataModule):
         """Passes in order for evaluation: the whole training set (validation part included) and the test set.
 
         In a source without a test set: the training part and the validation part. Every process passes over
-        all samples.
+        all samples, those too that ``imbalance`` keeps from training.
 
         Raises:
             ValueError: if there is neither a test set nor a validation part.
@@ -156,13 +192,13 @@ class DataModule(LightningDataModule):
     def _evaluation(self, sharded: bool) -> tuple[Loader, Loader]:
         if self.known.test_size:
             return self._loader("train", None, sharded=sharded), self._loader("test", None, sharded=sharded)
-        if not len(self.rows[1]):
+        train, validation = self.parts
+        if not len(validation):
             raise ValueError(
                 f"{type(self).__name__}(validation_fraction={self.validation_fraction}) has nothing to evaluate on: "
                 "the data have no test set, and nothing is held out. Give a test set, or set validation_fraction "
                 "to 0.1, say."
             )
-        train, validation = self.rows
         return self._loader("train", train, sharded=sharded), self._loader(
             "train", validation, sharded=sharded
         )
@@ -204,7 +240,7 @@ class ImageData(DataModule):
         batch_size: images in a batch of one process.
         validation_fraction: part of the training images held out for validation, in every class alike; not
             used where the source has a validation split.
-        seed: seed of the held-out part and of the order of training.
+        seed: seed of the held-out part, of the order of training and of the images that ``imbalance`` keeps.
         size: height and width (one number for a square) that images are scaled to, so that they cover it, and
             cut to; by default 32 for ``digits``, and otherwise their own, which must then be one for all.
         channels: 3 for RGB, 1 for grey; images are converted.
@@ -212,6 +248,11 @@ class ImageData(DataModule):
         num_workers: processes that read images, once if they are held in memory and all the time if not; 0 reads
             in this process. By default one for each processor core, shared out over the training processes.
         download: let torchvision fetch a data set that is missing.
+        imbalance: train on a long tail of classes: the size of the last class over that of the first. With a
+            ratio ``r``, class ``c`` of ``C`` keeps ``n_max * r**(c / (C - 1))`` of its training images, where
+            ``n_max`` is the size of the largest class; 1 keeps all. The validation part and whatever is
+            evaluated on, the training set of :meth:`evaluation_loaders` included, stay as they are.
+        imbalance_profile: ``"exponential"`` as above, or ``"linear"``: ``n_max * (1 - (1 - r) * c / (C - 1))``.
 
     Raises:
         ValueError: if an argument is out of its range. The source is looked at when it is first needed, and
@@ -232,8 +273,10 @@ class ImageData(DataModule):
         in_memory: bool | Literal["auto"] = "auto",
         num_workers: int | None = None,
         download: bool = False,
+        imbalance: float = 1.0,
+        imbalance_profile: Literal["exponential", "linear"] = "exponential",
     ) -> None:
-        super().__init__(batch_size, validation_fraction, seed, num_workers)
+        super().__init__(batch_size, validation_fraction, seed, num_workers, imbalance, imbalance_profile)
         if channels not in (1, 3):
             raise ValueError(f"ImageData(channels={channels}): set 1 (grey) or 3 (RGB).")
         if size is not None and min((size, size) if isinstance(size, int) else size) < 1:
@@ -277,8 +320,8 @@ class ImageData(DataModule):
         return Known(len(train.images), train.labels, test_size, test_labels, train.class_names)
 
     @cached_property
-    def rows(self) -> tuple[Tensor, Tensor]:
-        """Rows of the training set that are trained on, and those held out for validation; int64, sorted."""
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """Rows of the training part, before it is thinned, and of the validation part; int64, sorted."""
         if self.opened.validation is None:
             return stratified_split(
                 self.known.train_size, self.known.train_labels, self.validation_fraction, self.seed

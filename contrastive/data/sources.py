@@ -3,7 +3,7 @@
 import difflib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -118,6 +118,37 @@ def stratified_split(
     small = torch.zeros(num_samples, dtype=torch.bool)
     small[order[((torch.arange(count) + 0.5) * (num_samples / max(count, 1))).long()]] = True
     return (~small).nonzero().flatten(), small.nonzero().flatten()
+
+
+def long_tail(
+    labels: Tensor, num_classes: int, ratio: float, profile: Literal["exponential", "linear"], seed: int
+) -> Tensor:
+    """Choose rows at random so that classes grow rarer with their number.
+
+    With ``n_max`` the size of the largest class, class ``c`` keeps ``n_max * ratio**(c / (C - 1))`` rows, or
+    ``n_max * (1 - (1 - ratio) * c / (C - 1))`` if linear: rounded, at least one, at most what it has. The
+    rows kept for a ratio are among those kept for any larger one.
+
+    Args:
+        labels: ``(N,)`` integers below ``num_classes``.
+        num_classes: ``C``.
+        ratio: size of the last class over that of the first, in ``(0, 1]``.
+        profile: how sizes fall in between.
+        seed: seed of the choice.
+
+    Returns:
+        The rows kept, sorted.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = order[labels[order].argsort(stable=True)]
+    sizes = labels.bincount(minlength=num_classes)
+    place = torch.arange(num_classes, dtype=torch.float64) / max(num_classes - 1, 1)
+    fraction = ratio**place if profile == "exponential" else 1 - (1 - ratio) * place
+    wanted = (fraction * sizes.max()).round().clamp(min=1)
+    rank = (
+        torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[order]]
+    )  # of each row within its class
+    return order[rank < wanted[labels[order]]].sort().values
 
 
 def _check_labels(split: Split) -> None:

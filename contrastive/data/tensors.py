@@ -2,7 +2,7 @@
 
 import hashlib
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,9 @@ class TensorData(DataModule):
         class_names: a name for each class; their numbers by default.
         batch_size: samples in a batch of one process.
         validation_fraction: part of the training samples held out for validation, in every class alike.
-        seed: seed of the held-out part and of the order of training.
+        seed: seed of the held-out part, of the order of training and of the samples that ``imbalance`` keeps.
+        imbalance: train on a long tail of classes, see :class:`contrastive.data.ImageData`.
+        imbalance_profile: ``"exponential"`` or ``"linear"``.
 
     Raises:
         ValueError: if shapes, labels or names do not fit together.
@@ -38,8 +40,10 @@ class TensorData(DataModule):
         batch_size: int = 256,
         validation_fraction: float = 0.1,
         seed: int = 0,
+        imbalance: float = 1.0,
+        imbalance_profile: Literal["exponential", "linear"] = "exponential",
     ) -> None:
-        super().__init__(batch_size, validation_fraction, seed, num_workers=0)
+        super().__init__(batch_size, validation_fraction, seed, 0, imbalance, imbalance_profile)
         self.train_inputs = torch.as_tensor(train_inputs)
         self.test_inputs = None if test_inputs is None else torch.as_tensor(test_inputs)
         if self.train_inputs.ndim < 2 or not len(self.train_inputs):

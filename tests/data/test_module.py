@@ -93,6 +93,44 @@ def test_a_validation_split_of_the_source_is_used_as_it_is(write_images):
     assert test.inputs[:, 0, 0, 0].tolist() == [4]
 
 
+def test_a_long_tail_is_trained_on_and_everything_else_stays(digits):
+    data = ImageData(batch_size=100, size=8, imbalance=0.1)
+    labels = data.known.train_labels
+    available = labels[digits.rows[0]].bincount()
+    kept = labels[data.rows[0]].bincount()
+    formula = available.max() * 0.1 ** (torch.arange(10) / 9)
+    assert torch.equal(kept, torch.minimum(formula.round().long(), available))
+    assert kept[9] == round(int(available.max()) * 0.1)
+    assert data.num_samples == len(data.train_dataloader().rows) == kept.sum()
+    assert set(data.rows[0].tolist()) < set(digits.rows[0].tolist())
+    assert torch.equal(data.rows[1], digits.rows[1])
+    assert [loader.num_samples for loader in data.evaluation_loaders()] == [1438, 359]
+    again, other = (ImageData(size=8, imbalance=0.1, seed=seed) for seed in (0, 1))
+    assert torch.equal(again.rows[0], data.rows[0])
+    assert not torch.equal(other.rows[0], data.rows[0])
+
+
+def test_a_linear_tail_and_its_smallest_class():
+    labels = torch.arange(10).repeat_interleave(50)
+    linear = TensorData(
+        torch.zeros(500, 1), labels, validation_fraction=0, imbalance=0.1, imbalance_profile="linear"
+    )
+    assert labels[linear.rows[0]].bincount().tolist() == [50, 45, 40, 35, 30, 25, 20, 15, 10, 5]
+    steep = TensorData(torch.zeros(500, 1), labels, validation_fraction=0, imbalance=1e-6)
+    assert labels[steep.rows[0]].bincount().tolist()[-2:] == [1, 1]
+
+
+def test_a_long_tail_without_a_test_set_is_evaluated_on_the_whole_training_part():
+    data = TensorData(torch.zeros(40, 1), torch.arange(40) % 2, validation_fraction=0.5, imbalance=0.1)
+    assert data.num_samples == 11
+    assert [loader.num_samples for loader in data.evaluation_loaders()] == [20, 20]
+
+
+def test_a_long_tail_needs_labels():
+    with pytest.raises(ValueError, match=r"TensorData\(imbalance=0\.5\) .* have no labels"):
+        _ = TensorData(torch.zeros(4, 2), imbalance=0.5).num_samples
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_stream_gives_the_same_batches_as_memory(write_images, num_workers):
     root = str(
@@ -160,6 +198,9 @@ def test_a_broken_image_of_a_stream_is_named(write_images):
         ({"batch_size": 0}, "batch_size=0"),
         ({"validation_fraction": 1.0}, r"validation_fraction=1\.0"),
         ({"num_workers": -1}, "num_workers=-1"),
+        ({"imbalance": 0.0}, r"imbalance=0\.0"),
+        ({"imbalance": 100}, "imbalance=100"),
+        ({"imbalance_profile": "step"}, "imbalance_profile='step'"),
         ({"channels": 2}, "channels=2"),
         ({"size": 0}, "size=0"),
         ({"size": (4, 0)}, r"size=\(4, 0\)"),
