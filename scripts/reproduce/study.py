@@ -118,9 +118,9 @@ class Run:
                 **options,
             }
         )
-        trainer.fit(
-            module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True
-        )
+        resume = str(last) if last.is_file() else None
+        with contextlib.redirect_stdout(io.StringIO()):  # the run plan, the same for every run
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
         return trainer
 
 
