@@ -13,6 +13,7 @@ _PUBLIC = {
     "InfoNCE": "contrastive.objectives",
     "SupCon": "contrastive.objectives",
     "HardInfoNCE": "contrastive.objectives",
+    "GroCo": "contrastive.objectives",
     "Objective": "contrastive.objectives",
     "stream_rows": "contrastive.similarity",
     "gather": "contrastive.similarity",

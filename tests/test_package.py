@@ -7,6 +7,7 @@ import contrastive
 
 PUBLIC = [
     "ConvEncoder",
+    "GroCo",
     "HardInfoNCE",
     "ImageData",
     "InfoNCE",

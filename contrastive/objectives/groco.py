@@ -1,0 +1,264 @@
+r"""GroCo: Shvetsova et al., "Learning by Sorting: Self-supervised Learning with Group Ordering Constraints", ICCV 2023.
+
+arXiv 2301.02009. For each anchor, the group of its positives should rank above the group of its k nearest negatives;
+the order within a group does not matter. The similarities ``[negatives | positives]`` of the anchor, each group in
+ascending order, run through a differentiable sorting network with the soft permutation ``P`` (see
+:mod:`contrastive.objectives.sorting`). The first k outputs are the places of the negatives, so input i is among the
+negatives with probability (the paper's group sums, section 3.3)
+
+    q_i = sum_{j < k} P_ij
+
+and the loss is the binary cross-entropy between ``q_i`` and whether input i is a negative, averaged over the
+``n = k + m`` inputs of all anchors, then over views. Every view of every sample is an anchor. Its m positives are the
+other views of its sample (with small crops: the large ones only), its negatives the same view of other samples.
+
+Gradients are small: with one positive, ten negatives and steepness 1 the loss stays between 0.147 and 0.264, and moves
+each row by about 1e-3. Plain SGD wants a very large learning rate (24 in the paper), Adam and its relatives adapt.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from contrastive.objectives.base import Objective
+from contrastive.objectives.inputs import check_choice, check_views
+from contrastive.objectives.sorting import (
+    Comparator,
+    ComparatorName,
+    back_through_network,
+    build_comparator,
+    build_network,
+)
+from contrastive.similarity import average, gather, global_sum, stream_rows
+from contrastive.similarity.rows import choose_block_size
+
+NetworkName = Literal["odd_even", "bitonic", "merge"]
+
+# Anchors that are sorted at once times the wires and layers of the network: what fits a cache, or fills a GPU.
+_SORTED_AT_ONCE = {"cpu": 2**22, "cuda": 2**27}
+
+
+def groco(
+    *views: Tensor,
+    num_negatives: int = 10,
+    steepness: float = 1.0,
+    num_positive_views: int | None = None,
+    stop_gradient: bool = True,
+    network: NetworkName = "odd_even",
+    comparator: ComparatorName = "cauchy",
+    exponent: float = 0.25,
+) -> Tensor:
+    """Group ordering loss: all positives of an anchor above its nearest negatives.
+
+    Args:
+        *views: two or more ``(B, D)``, row ``b`` of each from the same sample; normalised here.
+        num_negatives: k, the nearest negatives that each anchor keeps; all there are, with a warning, if the global
+            batch has fewer.
+        steepness: slope of the comparator over cosine similarities.
+        num_positive_views: the first so many views serve as positives, all of them by default; the others (small
+            crops) are anchors only.
+        stop_gradient: a gradient only through anchors, not through positives and negatives.
+        network: ``"odd_even"`` (the paper's) or ``"bitonic"``, a full sort in fewer layers; or ``"merge"``, the last
+            ``log2(n)`` layers of ``"bitonic"``, which suffice for two groups in order, and sort less softly.
+        comparator: one of :data:`contrastive.objectives.sorting.COMPARATORS`; ``"cauchy"`` is the paper's.
+        exponent: read by the comparator ``"logistic_phi"``.
+
+    Returns:
+        Scalar loss; over several processes this process' share (see
+        :func:`contrastive.similarity.global_mean`).
+
+    Raises:
+        ValueError: for a bad shape, dtype or option, or fewer than two samples in the global batch.
+        FloatingPointError: if a view is not finite.
+    """
+    keep = _check_options(
+        "groco", num_negatives, steepness, num_positive_views, network, comparator, exponent
+    )
+    loss, _, kept = _groco("groco", views, num_negatives, num_positive_views, stop_gradient, network, keep)
+    if kept < num_negatives:
+        _warn_of_few_negatives("groco", num_negatives, kept)
+    return loss
+
+
+def _groco(
+    name: str,
+    views: tuple[Tensor, ...],
+    num_negatives: int,
+    num_positive_views: int | None,
+    stop_gradient: bool,
+    network: str,
+    keep: Comparator,
+) -> tuple[Tensor, Tensor, int]:
+    """The loss, the share of anchors of all processes that are in order, and the negatives kept."""
+    check_views(name, views, minimum=2)
+    num_positive_views = len(views) if num_positive_views is None else num_positive_views
+    if num_positive_views > len(views):
+        raise ValueError(
+            f"{name}: num_positive_views is {num_positive_views}, but there are {len(views)} views; give at most "
+            "that many, or None for all."
+        )
+    with torch.autocast(views[0].device.type, enabled=False):
+        anchors = torch.stack(views, 1)
+        anchors = F.normalize(
+            anchors if anchors.dtype == torch.float64 else anchors.float(), dim=-1, eps=1e-8
+        )
+        others = anchors.detach() if stop_gradient else anchors
+        candidates = gather(others)
+        _check_candidates(name, candidates.all)
+        num_negatives = min(num_negatives, len(candidates.all) - 1)
+        similarities = anchors @ others[:, :num_positive_views].transpose(1, 2)  # (B, views, positive views)
+
+    losses, in_order = [], torch.zeros(len(anchors), len(views), device=anchors.device)
+    for view in range(len(views)):
+        columns = [column for column in range(num_positive_views) if column != view]
+        row_loss = _group_order(num_negatives, network, keep, candidates.start, in_order[:, view])
+        num_wires = num_negatives + len(columns)
+        total = stream_rows(
+            anchors[:, view],
+            candidates.all[:, view],
+            row_loss,
+            similarities[:, view, columns],
+            block_size=_block_size(len(anchors), len(candidates.all), num_wires, anchors.device),
+        )
+        losses.append(average(total, len(anchors)) / num_wires)
+    share = global_sum(in_order.sum()) / (len(candidates.all) * len(views))
+    return torch.stack(losses).mean(), share, num_negatives
+
+
+def _group_order(
+    num_negatives: int, network: str, keep: Comparator, start: int, in_order: Tensor
+) -> Callable[..., Tensor]:
+    """Row loss: cross-entropy of the groups, summed over anchors and inputs; notes which anchors are in order."""
+
+    def row_loss(similarity: Tensor, rows: slice, positives: Tensor) -> Tensor:
+        with torch.no_grad():
+            own = torch.arange(rows.start, rows.stop, device=similarity.device)[:, None] + start
+            nearest = similarity.scatter(1, own, -torch.inf).topk(num_negatives).indices.flip(1)
+        negatives = similarity.gather(1, nearest)
+        positives = positives[rows].sort(1, descending=network == "merge").values
+        wires = torch.cat([negatives, positives], 1).T
+        is_negative = torch.zeros(len(wires), 1, dtype=wires.dtype, device=wires.device)
+        is_negative[:num_negatives] = 1
+        layers = build_network(network, len(wires), wires.device)
+        among_negatives = back_through_network(wires, is_negative, layers, keep).clamp(0, 1)  # from rounding
+        in_order[rows] = (negatives.amax(1) < positives.amin(1)).float()
+        return F.binary_cross_entropy(
+            among_negatives, is_negative.expand_as(among_negatives), reduction="sum"
+        )
+
+    return row_loss
+
+
+class GroCo(Objective):
+    """Order every anchor's positives above its nearest negatives, by differentiable sorting. See :func:`groco`.
+
+    The value says little: at steepness 1 it is 0.147 when perfect. ``stats["in_order"]`` is the share of anchors
+    whose positives all stand above all of their negatives.
+
+    Args:
+        num_negatives: nearest negatives that each anchor keeps; all of them where the batch has fewer.
+        steepness: slope of the comparator.
+        num_positive_views: the first so many views serve as positives; all by default, 2 for multi-crop.
+        stop_gradient: a gradient only through anchors.
+        network: ``"odd_even"``, ``"bitonic"`` or ``"merge"``.
+        comparator: one of :data:`contrastive.objectives.sorting.COMPARATORS`.
+        exponent: read by the comparator ``"logistic_phi"``.
+
+    Raises:
+        ValueError: for a value outside its range.
+    """
+
+    def __init__(
+        self,
+        num_negatives: int = 10,
+        steepness: float = 1.0,
+        num_positive_views: int | None = None,
+        stop_gradient: bool = True,
+        network: NetworkName = "odd_even",
+        comparator: ComparatorName = "cauchy",
+        exponent: float = 0.25,
+    ) -> None:
+        super().__init__()
+        self._keep = _check_options(
+            "GroCo", num_negatives, steepness, num_positive_views, network, comparator, exponent
+        )
+        self.num_negatives = num_negatives
+        self.num_positive_views = num_positive_views
+        self.stop_gradient = stop_gradient
+        self.network = network
+        self._warned = False
+
+    def negatives_per_anchor(self, batch_size: int, num_views: int) -> int:
+        """Negatives that each anchor keeps."""
+        return min(self.num_negatives, batch_size - 1)
+
+    def forward(self, *views: Tensor, index: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """Return the loss of ``views``, each ``(B, D)``; ``index`` and ``labels`` have no part in it."""
+        loss, in_order, kept = _groco(
+            "GroCo",
+            views,
+            self.num_negatives,
+            self.num_positive_views,
+            self.stop_gradient,
+            self.network,
+            self._keep,
+        )
+        if kept < self.num_negatives and not self._warned:
+            self._warned = True
+            _warn_of_few_negatives("GroCo", self.num_negatives, kept)
+        self.log(in_order=in_order)
+        return loss
+
+
+def _block_size(num_anchors: int, num_candidates: int, num_wires: int, device: torch.device) -> int | None:
+    """Fewer rows than the engine would choose where the sorting network takes more memory than they do."""
+    rows = max(16, _SORTED_AT_ONCE.get(device.type, _SORTED_AT_ONCE["cuda"]) // num_wires**2)
+    return None if rows >= num_anchors else min(rows, choose_block_size(num_candidates, device))
+
+
+def _check_options(
+    name: str,
+    num_negatives: int,
+    steepness: float,
+    num_positive_views: int | None,
+    network: str,
+    comparator: str,
+    exponent: float,
+) -> Comparator:
+    if num_negatives < 1:
+        raise ValueError(f"{name}: num_negatives is {num_negatives}; give at least 1, usually 10.")
+    if num_positive_views is not None and num_positive_views < 2:
+        raise ValueError(
+            f"{name}: num_positive_views is {num_positive_views}, which leaves the first view without a positive; "
+            "give at least 2, or None for all views."
+        )
+    check_choice(name, "network", network, ("odd_even", "bitonic", "merge"))
+    return build_comparator(name, comparator, steepness, exponent)
+
+
+def _check_candidates(name: str, candidates: Tensor) -> None:
+    """Refuse a batch without negatives, and values that sorting would spread; the same on every process."""
+    if len(candidates) < 2:
+        raise ValueError(
+            f"{name}: the global batch has {len(candidates)} samples, so no anchor has a negative; give at least 2 "
+            "(drop a last incomplete batch)."
+        )
+    bad = ~torch.isfinite(candidates).all(2)
+    if bool(bad.any()):
+        row, view = bad.nonzero()[0].tolist()
+        raise FloatingPointError(
+            f"{name}: row {row} of view {view} of the global batch is not finite ({int(bad.sum())} of {bad.numel()} "
+            "rows are not). Lower the learning rate, clip gradients, or look for bad values in the inputs."
+        )
+
+
+def _warn_of_few_negatives(name: str, wanted: int, kept: int) -> None:
+    warnings.warn(
+        f"{name}: num_negatives is {wanted}, but a global batch of {kept + 1} samples has {kept}; all of them are "
+        "kept. Later batches that are too small are not reported.",
+        stacklevel=4,
+    )
