@@ -14,6 +14,7 @@ _PUBLIC = {
     "SupCon": "contrastive.objectives",
     "HardInfoNCE": "contrastive.objectives",
     "GroCo": "contrastive.objectives",
+    "CoreTuning": "contrastive.objectives",
     "Objective": "contrastive.objectives",
     "stream_rows": "contrastive.similarity",
     "gather": "contrastive.similarity",

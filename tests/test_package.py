@@ -7,6 +7,7 @@ import contrastive
 
 PUBLIC = [
     "ConvEncoder",
+    "CoreTuning",
     "GroCo",
     "HardInfoNCE",
     "ImageData",

@@ -1,9 +1,10 @@
 """Objectives: rules that turn the embeddings of several views into a loss. One file a paper."""
 
 from contrastive.objectives.base import Objective
+from contrastive.objectives.core_tuning import CoreTuning
 from contrastive.objectives.groco import GroCo
 from contrastive.objectives.hard import HardInfoNCE
 from contrastive.objectives.infonce import InfoNCE
 from contrastive.objectives.supcon import SupCon
 
-__all__ = ["GroCo", "HardInfoNCE", "InfoNCE", "Objective", "SupCon"]
+__all__ = ["CoreTuning", "GroCo", "HardInfoNCE", "InfoNCE", "Objective", "SupCon"]
