@@ -13,6 +13,7 @@ _PUBLIC = {
     "InfoNCE": "contrastive.objectives",
     "SupCon": "contrastive.objectives",
     "HardInfoNCE": "contrastive.objectives",
+    "Hydra": "contrastive.objectives",
     "GroCo": "contrastive.objectives",
     "CoreTuning": "contrastive.objectives",
     "Objective": "contrastive.objectives",

@@ -4,7 +4,8 @@ from contrastive.objectives.base import Objective
 from contrastive.objectives.core_tuning import CoreTuning
 from contrastive.objectives.groco import GroCo
 from contrastive.objectives.hard import HardInfoNCE
+from contrastive.objectives.hydra import Hydra
 from contrastive.objectives.infonce import InfoNCE
 from contrastive.objectives.supcon import SupCon
 
-__all__ = ["CoreTuning", "GroCo", "HardInfoNCE", "InfoNCE", "Objective", "SupCon"]
+__all__ = ["CoreTuning", "GroCo", "HardInfoNCE", "Hydra", "InfoNCE", "Objective", "SupCon"]
