@@ -39,7 +39,7 @@ from contrastive.similarity.rows import choose_block_size
 NetworkName = Literal["odd_even", "bitonic", "merge"]
 
 # Anchors that are sorted at once times the wires and layers of the network: what fits a cache, or fills a GPU.
-_SORTED_AT_ONCE = {"cpu": 2**22, "cuda": 2**27}
+_SORTED_ON_CPU, _SORTED_ON_GPU = 2**22, 2**27
 
 
 def groco(
@@ -138,19 +138,30 @@ def _group_order(
         with torch.no_grad():
             own = torch.arange(rows.start, rows.stop, device=similarity.device)[:, None] + start
             nearest = similarity.scatter(1, own, -torch.inf).topk(num_negatives).indices.flip(1)
-        negatives = similarity.gather(1, nearest)
-        positives = positives[rows].sort(1, descending=network == "merge").values
-        wires = torch.cat([negatives, positives], 1).T
-        is_negative = torch.zeros(len(wires), 1, dtype=wires.dtype, device=wires.device)
-        is_negative[:num_negatives] = 1
-        layers = build_network(network, len(wires), wires.device)
-        among_negatives = back_through_network(wires, is_negative, layers, keep).clamp(0, 1)  # from rounding
+        negatives, positives = similarity.gather(1, nearest), positives[rows]
         in_order[rows] = (negatives.amax(1) < positives.amin(1)).float()
-        return F.binary_cross_entropy(
-            among_negatives, is_negative.expand_as(among_negatives), reduction="sum"
-        )
+        return group_cross_entropy(negatives, positives, network, keep)
 
     return row_loss
+
+
+def group_cross_entropy(negatives: Tensor, positives: Tensor, network: str, keep: Comparator) -> Tensor:
+    """Cross-entropy between soft and true membership of the groups, summed over anchors and inputs.
+
+    Args:
+        negatives: similarities ``(R, k)`` in ascending order.
+        positives: similarities ``(R, m)`` in any order.
+        network: as in :func:`groco`.
+        keep: the comparator, from :func:`contrastive.objectives.sorting.build_comparator`.
+    """
+    # The merging network wants its second half reversed.
+    positives = positives.sort(1, descending=network == "merge").values
+    wires = torch.cat([negatives, positives], 1).T
+    is_negative = torch.zeros(len(wires), 1, dtype=wires.dtype, device=wires.device)
+    is_negative[: negatives.shape[1]] = 1
+    layers = build_network(network, len(wires), wires.device)
+    among_negatives = back_through_network(wires, is_negative, layers, keep).clamp(0, 1)  # rounding
+    return F.binary_cross_entropy(among_negatives, is_negative.expand_as(wires), reduction="sum")
 
 
 class GroCo(Objective):
@@ -216,7 +227,8 @@ class GroCo(Objective):
 
 def _block_size(num_anchors: int, num_candidates: int, num_wires: int, device: torch.device) -> int | None:
     """Fewer rows than the engine would choose where the sorting network takes more memory than they do."""
-    rows = max(16, _SORTED_AT_ONCE.get(device.type, _SORTED_AT_ONCE["cuda"]) // num_wires**2)
+    budget = _SORTED_ON_CPU if device.type == "cpu" else _SORTED_ON_GPU
+    rows = max(16, budget // num_wires**2)
     return None if rows >= num_anchors else min(rows, choose_block_size(num_candidates, device))
 
 
