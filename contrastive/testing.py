@@ -45,6 +45,7 @@ class ObjectiveCase:
         positions: Whether an anchor finds itself among the samples of all processes by its position there.
         smooth: Whether the loss is the function that is differentiated. False for surrogates whose value or
             weights carry no gradient; finite differences then say nothing.
+        sized: Whether to tell its ``setup`` the number of classes and the width of embeddings too.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ObjectiveCase:
     gathers: bool = True
     positions: bool = True
     smooth: bool = True
+    sized: bool = False
 
     def inputs(
         self, batch: int, dim: int, *, seed: int = 0, dtype: torch.dtype = torch.float64
@@ -69,10 +71,13 @@ class ObjectiveCase:
         index = torch.randperm(4 * batch, generator=generator)[:batch]
         return {"views": [(base + 0.5 * n).to(dtype) for n in noise], "labels": labels, "index": index}
 
-    def build(self, num_samples: int, dtype: torch.dtype = torch.float64) -> Objective:
-        """A fresh objective in ``dtype``, sized for ``num_samples``."""
+    def build(self, num_samples: int, dtype: torch.dtype = torch.float64, *, dim: int) -> Objective:
+        """A fresh objective in ``dtype``, sized for embeddings ``(num_samples / 4, dim)``."""
         objective = self.factory()
-        objective.setup(num_samples)
+        if self.sized:
+            objective.setup(num_samples, num_classes=num_samples // 12 + 1, dim=dim)  # three samples a class
+        else:
+            objective.setup(num_samples)
         return objective.to(dtype)
 
 
@@ -107,7 +112,7 @@ def check_gradients(case: ObjectiveCase) -> None:
     if not case.smooth:
         return
     inputs = case.inputs(5, 4)
-    objective = case.build(20).eval()
+    objective = case.build(20, dim=4).eval()
     parameters = dict(objective.named_parameters())
 
     def loss(*tensors: Tensor) -> Tensor:
@@ -136,7 +141,7 @@ def check_dtypes(case: ObjectiveCase) -> None:
     exact, _ = _run(case, inputs)
     for dtype, tolerance in ((torch.float16, 5e-3), (torch.bfloat16, 5e-2)):
         half = {**inputs, "views": [view.to(dtype) for view in inputs["views"]]}
-        objective = case.build(96, torch.float32)
+        objective = case.build(96, torch.float32, dim=16)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             loss = objective(*half["views"], index=half["index"], labels=half["labels"])
@@ -183,12 +188,12 @@ def check_small_batches(case: ObjectiveCase) -> None:
 
 def check_resume(case: ObjectiveCase) -> None:
     """Saved after two steps and loaded into a fresh objective, the next two steps repeat bit for bit."""
-    objective = case.build(40, torch.float32)
+    objective = case.build(40, torch.float32, dim=6)
     _steps(case, objective, seeds=(0, 1))
     saved = {name: value.clone() for name, value in objective.state_dict().items()}
     expected = _steps(case, objective, seeds=(2, 3))
 
-    resumed = case.build(40, torch.float32)
+    resumed = case.build(40, torch.float32, dim=6)
     resumed.load_state_dict(saved)
     losses = _steps(case, resumed, seeds=(2, 3))
     if losses != expected:
@@ -196,7 +201,7 @@ def check_resume(case: ObjectiveCase) -> None:
     for name, value in objective.state_dict().items():
         if not torch.equal(value, resumed.state_dict()[name]):
             _fail(case, "resume", f"{name} differs two steps after loading")
-    if saved and _steps(case, case.build(40, torch.float32), seeds=(2, 3)) == expected:
+    if saved and _steps(case, case.build(40, torch.float32, dim=6), seeds=(2, 3)) == expected:
         _fail(case, "resume", "a fresh objective repeats the losses too, so the state has no effect")
 
 
@@ -355,7 +360,7 @@ def _train_on_rank(
     own = torch.arange(start, start + counts[rank])
     torch.manual_seed(0)
     encoder = nn.Linear(dim, dim, dtype=torch.float64)
-    objective = case.build(4 * total)
+    objective = case.build(4 * total, dim=dim)
     parameters = [*encoder.parameters(), *objective.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.1)
     results: dict[str, Tensor] = {}
@@ -399,7 +404,7 @@ def _damage(kind: str) -> Iterator[None]:
 @contextmanager
 def _small_blocks(*, rows_per_block: int = 5, tile: int = 7, spoil: bool = False) -> Iterator[None]:
     """Make the engine stream small problems in many blocks; ``spoil`` makes every block's product 1 % too large."""
-    from contrastive.similarity import rows, softmax
+    from contrastive.similarity import gaussian, rows, softmax
 
     mm = torch.mm
 
@@ -412,6 +417,8 @@ def _small_blocks(*, rows_per_block: int = 5, tile: int = 7, spoil: bool = False
         mock.patch.object(softmax, "DENSE_ENTRIES", 0),
         mock.patch.object(softmax, "_KEPT_ENTRIES", 2 * tile**2),
         mock.patch.object(softmax, "_tile_size", return_value=tile),
+        mock.patch.object(gaussian, "_KEPT_ENTRIES", 4 * tile**2),
+        mock.patch.object(gaussian, "_tile_size", return_value=tile),
         mock.patch.object(torch, "mm", spoiled) if spoil else nullcontext(),
     ):
         yield
@@ -424,7 +431,7 @@ def _run(
     context: AbstractContextManager[Any] | None = None,
 ) -> Result:
     """Loss, computed within ``context``, and gradients of the views, for a fresh objective."""
-    objective = case.build(4 * max(1, len(inputs["index"])), dtype)
+    objective = case.build(4 * max(1, len(inputs["index"])), dtype, dim=inputs["views"][0].shape[1])
     arguments = {"index": inputs["index"], "labels": inputs["labels"]}
     views = [view.to(dtype) for view in inputs["views"]]
     return _loss_and_gradients(lambda *views: objective(*views, **arguments), views, context)
@@ -461,7 +468,7 @@ def _steps(case: ObjectiveCase, objective: Objective, seeds: Sequence[int]) -> l
 def _peak_bytes(case: ObjectiveCase, batch: int) -> int:
     """Peak of the memory allocated during forward and backward, above what the views take."""
     inputs = case.inputs(batch, 8, dtype=torch.float32)
-    objective = case.build(4 * batch, torch.float32)
+    objective = case.build(4 * batch, torch.float32, dim=8)
     views = [view.requires_grad_() for view in inputs["views"]]
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True

@@ -1,5 +1,6 @@
 """What every objective has in common: declared inputs, late sizing and statistics to log."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class Objective(nn.Module):
         super().__init__()
         self.stats = {}
 
-    def __call__(self, *views: Tensor, **inputs: Any) -> Tensor:
+    def __call__(self, *views: Any, **inputs: Any) -> Tensor:
         """Compute the loss; refuse one that is not finite, naming the objective and the first bad row.
 
         Raises:
@@ -33,7 +34,7 @@ class Objective(nn.Module):
         """
         loss: Tensor = super().__call__(*views, **inputs)
         if not bool(torch.isfinite(loss.detach())):
-            raise FloatingPointError(_describe_bad_loss(type(self).__name__, loss, views))
+            raise FloatingPointError(_describe_bad_loss(type(self).__name__, loss, _tensors(views)))
         return loss
 
     def setup(self, num_samples: int, *, num_classes: int = 0, dim: int | None = None) -> None:
@@ -46,6 +47,9 @@ class Objective(nn.Module):
             num_classes: number of classes, 0 without labels.
             dim: width of the embeddings, None if the projector does not tell.
         """
+
+    def set_epoch(self, epoch: int, num_epochs: int) -> None:
+        """Say which epoch of training begins, counted from 0, and of how many; for schedules."""
 
     def negatives_per_anchor(self, batch_size: int, num_views: int) -> int:
         """Number of negatives that one anchor meets in a step of ``batch_size`` samples over all processes."""
@@ -61,6 +65,11 @@ class Objective(nn.Module):
             name: value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
             for name, value in stats.items()
         }
+
+
+def _tensors(views: Iterable[Any]) -> tuple[Tensor, ...]:
+    """The views one after the other, where an objective takes them in groups."""
+    return tuple(x for view in views for x in ((view,) if isinstance(view, Tensor) else _tensors(view)))
 
 
 def _describe_bad_loss(name: str, loss: Tensor, views: tuple[Tensor, ...]) -> str:

@@ -1,0 +1,228 @@
+"""Log-sum-exps of Gaussian kernels between the points of a batch, in memory linear in their number.
+
+For points ``x_i`` in one or several spaces and a bandwidth ``t``, the kernel of a pair is
+``exp(-|x_i - x_j|^2 / 2t)``, and that of the joint space is the product over the spaces. Uniformity, kernel
+entropies and kernel mutual information are all functions of its row sums without the own pair (which is 1).
+
+The matrices of all spaces are visited together, a square tile at a time; with one process only tiles on and
+above the diagonal, each of which serves its rows and its columns. Their product comes from the same
+exponentials. Backward recomputes tiles (but for those that fit a fixed budget); with row sums ``r_i`` and upstream
+gradients ``g``, the weights ``w_ij = k_ij (g_i / r_i + g_j / r_j)`` give
+
+    d/dx_i = sum_j w_ij (x_j - x_i) / t.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contrastive.similarity.distributed import Gathered
+from contrastive.similarity.rows import DENSE_ENTRIES, at_least_float32, differentiable_once
+
+# Entries of forward's tiles that wait for backward instead of being computed again: 32 MB in float32.
+_KEPT_ENTRIES = 2**23
+# Row sums below this may have lost terms to underflow.
+_TINY = 1e-20
+
+
+def gaussian_logsumexp(spaces: Sequence[Gathered], temperature: float) -> list[Tensor]:
+    """``log sum_{j != i} exp(-|x_i - x_j|^2 / 2t)`` of each own row, for each space and for all jointly.
+
+    Args:
+        spaces: for each space the own rows ``(M, D)`` and those of all processes ``(N, D)``, from
+            :func:`gather`. Widths may differ.
+        temperature: ``t``, the squared bandwidth of the kernels.
+
+    Returns:
+        ``(M,)`` in at least float32 for each space and, of two or more, one for the product of their kernels.
+        ``-inf`` where nothing is left to sum over, and where a row is so far from all others that its sum
+        cannot be told from 0 beside the largest.
+
+    Raises:
+        RuntimeError: when matrices of more than ``2**18`` entries are differentiated twice.
+    """
+    alone = all(space.all is space.local for space in spaces)
+    local, everywhere = [], []
+    with torch.autocast(spaces[0].local.device.type, enabled=False):
+        for space in spaces:
+            centre = at_least_float32(space.all).detach().mean(0) if len(space.all) else 0.0
+            local.append((at_least_float32(space.local) - centre) / math.sqrt(temperature))
+            if not alone:
+                everywhere.append((at_least_float32(space.all) - centre) / math.sqrt(temperature))
+        result: tuple[Tensor, ...] = _GaussianLogSumExp.apply(
+            spaces[0].start, len(spaces), *local, *everywhere
+        )
+    return list(result)
+
+
+class _GaussianLogSumExp(torch.autograd.Function):
+    """The above for scaled rows: those of this process in each space, then those of all if they are others."""
+
+    @staticmethod
+    def forward(ctx: Any, start: int, num_spaces: int, *points: Tensor) -> tuple[Tensor, ...]:
+        local, everywhere = points[:num_spaces], points[num_spaces:]
+        budget = _KEPT_ENTRIES if any(ctx.needs_input_grad) else 0
+        tiles = _Tiles(local, everywhere, start, [0.0] * num_spaces, budget)
+        sums = _row_sums(tiles)
+        if any(float(total.max()) < _TINY for total in sums[:num_spaces] if len(total)):
+            tiles = _Tiles(local, everywhere, start, _largest_logits(tiles), budget)
+            sums = _row_sums(tiles)
+        shifts = [*tiles.shifts, sum(tiles.shifts)]
+        ctx.save_for_backward(*points, *sums)
+        ctx.start, ctx.num_spaces, ctx.shifts, ctx.kept = start, num_spaces, tiles.shifts, tiles.kept
+        return tuple(total.log() + shift for total, shift in zip(sums, shifts, strict=False))
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        saved, count = ctx.saved_tensors, len(ctx.needs_input_grad) - 2
+        points, sums = saved[:count], saved[count:]
+        local, everywhere = points[: ctx.num_spaces], points[ctx.num_spaces :]
+        twice = torch.is_grad_enabled()  # create_graph=True
+        if twice and len(local[0]) * len((everywhere or local)[0]) <= DENSE_ENTRIES:
+            outputs = _dense(local, everywhere or local, ctx.start)
+            return (
+                None,
+                None,
+                *torch.autograd.grad(outputs, points, upstream, create_graph=True, materialize_grads=True),
+            )
+        with torch.no_grad(), torch.autocast(local[0].device.type, enabled=False):
+            tiles = _Tiles(local, everywhere, ctx.start, ctx.shifts, kept=ctx.kept)
+            weights = [
+                torch.where(r > 0, g / r, torch.zeros_like(r)) for g, r in zip(upstream, sums, strict=True)
+            ]
+            grads = _gradients(tiles, weights)
+        if twice:
+            grads = [
+                differentiable_once("gaussian_logsumexp", g, x) for g, x in zip(grads, points, strict=True)
+            ]
+        return None, None, *grads
+
+
+class _Tiles:
+    """Square tiles of ``exp(-|a_i - b_j|^2 / 2 - shift)``, one for each space; the own pair is 0."""
+
+    def __init__(
+        self,
+        local: Sequence[Tensor],
+        everywhere: Sequence[Tensor],
+        own: int,
+        shifts: list[float],
+        budget: int = 0,
+        kept: dict[tuple[int, int], list[Tensor]] | None = None,
+    ) -> None:
+        self.symmetric = not everywhere
+        self.rows, self.columns = local, everywhere or local
+        self.own, self.shifts = own, shifts
+        self.kept = {} if kept is None else kept
+        self._budget = budget
+        # One product gives -|a - b|^2 / 2 - shift = a·b - |a|^2 / 2 - |b|^2 / 2 - shift.
+        self._left = [
+            torch.cat([a, -_half_square(a) - shift, torch.ones_like(a[:, :1])], 1)
+            for a, shift in zip(self.rows, shifts, strict=True)
+        ]
+        self._right = [torch.cat([b, torch.ones_like(b[:, :1]), -_half_square(b)], 1) for b in self.columns]
+
+    def __iter__(self) -> Iterator[tuple[slice, slice, list[Tensor]]]:
+        """Rows, columns, and for each space the tile ``(m, n)`` between them."""
+        for rows, columns in self.places():
+            tiles = self.kept.get((rows.start, columns.start))
+            if tiles is None:
+                tiles = [tile.exp_() for tile in self.logits(rows, columns)]
+                entries = sum(tile.numel() for tile in tiles)
+                if entries <= self._budget:
+                    self._budget -= entries
+                    self.kept[rows.start, columns.start] = tiles
+            yield rows, columns, tiles
+
+    def places(self) -> Iterator[tuple[slice, slice]]:
+        """Rows and columns of each tile; of a symmetric matrix those on and above the diagonal."""
+        num_rows, num_columns = len(self.rows[0]), len(self.columns[0])
+        size = _tile_size(self.rows[0].device)
+        for i in range(0, num_rows, size):
+            for j in range(i if self.symmetric else 0, num_columns, size):
+                yield slice(i, min(i + size, num_rows)), slice(j, min(j + size, num_columns))
+
+    def logits(self, rows: slice, columns: slice) -> list[Tensor]:
+        """Exponents of a tile; that of an own pair is ``-inf``."""
+        logits = [
+            torch.mm(left[rows], right[columns].T)
+            for left, right in zip(self._left, self._right, strict=True)
+        ]
+        offset = self.own + rows.start - columns.start
+        for tile in logits:
+            if -len(tile) < offset < tile.shape[1]:
+                tile.diagonal(offset).fill_(-torch.inf)
+        return logits
+
+
+def _row_sums(tiles: _Tiles) -> list[Tensor]:
+    """Row sums of each space's kernel and, of two or more, of their product."""
+    num_sums = len(tiles.rows) + (len(tiles.rows) > 1)
+    sums = [tiles.rows[0].new_zeros(len(tiles.rows[0])) for _ in range(num_sums)]
+    for rows, columns, kernels in tiles:
+        products = [reduce(torch.mul, kernels)] if len(kernels) > 1 else []
+        for total, kernel in zip(sums, [*kernels, *products], strict=True):
+            total[rows] += kernel.sum(1)
+            if tiles.symmetric and rows != columns:
+                total[columns] += kernel.sum(0)
+    return sums
+
+
+def _largest_logits(tiles: _Tiles) -> list[float]:
+    """The largest exponent of each space, 0 where there is no pair."""
+    largest = [-math.inf] * len(tiles.rows)
+    for place in tiles.places():
+        for k, logits in enumerate(tiles.logits(*place)):
+            largest[k] = max(largest[k], float(logits.max()))
+    return [value if math.isfinite(value) else 0.0 for value in largest]
+
+
+def _gradients(tiles: _Tiles, weights: list[Tensor]) -> list[Tensor]:
+    """Gradients of the points, from upstream gradients over row sums."""
+    # With a column of ones, one product gives sum_j w_ij x_j and sum_j w_ij.
+    rows_with_one = [torch.cat([a, torch.ones_like(a[:, :1])], 1) for a in tiles.rows]
+    columns_with_one = rows_with_one
+    row_totals = [torch.zeros_like(a) for a in rows_with_one]
+    column_totals = row_totals
+    if not tiles.symmetric:
+        columns_with_one = [torch.cat([b, torch.ones_like(b[:, :1])], 1) for b in tiles.columns]
+        column_totals = [torch.zeros_like(b) for b in columns_with_one]
+
+    def weigh(kernel: Tensor, weight: Tensor, rows: slice, columns: slice) -> Tensor:
+        return kernel * (weight[rows, None] + weight[columns] if tiles.symmetric else weight[rows, None])
+
+    for rows, columns, kernels in tiles:
+        joint = weigh(reduce(torch.mul, kernels), weights[-1], rows, columns) if len(kernels) > 1 else None
+        for k, kernel in enumerate(kernels):
+            pairs = weigh(kernel, weights[k], rows, columns)
+            if joint is not None:
+                pairs += joint
+            row_totals[k][rows].addmm_(pairs, columns_with_one[k][columns])
+            if not (tiles.symmetric and rows == columns):
+                column_totals[k][columns].addmm_(pairs.T, rows_with_one[k][rows])
+    points, totals = [*tiles.rows], row_totals
+    if not tiles.symmetric:
+        points, totals = [*tiles.rows, *tiles.columns], [*row_totals, *column_totals]
+    return [total[:, :-1] - total[:, -1:] * x for total, x in zip(totals, points, strict=True)]
+
+
+def _dense(local: Sequence[Tensor], everywhere: Sequence[Tensor], start: int) -> list[Tensor]:
+    """The definition, differentiable any number of times."""
+    logits = [a @ b.T - _half_square(a) - _half_square(b).T for a, b in zip(local, everywhere, strict=True)]
+    if len(logits) > 1:
+        logits.append(torch.stack(logits).sum(0))
+    own = torch.ones_like(logits[0], dtype=torch.bool).triu(start).tril(start)
+    return [values.masked_fill(own, -torch.inf).logsumexp(1) for values in logits]
+
+
+def _half_square(x: Tensor) -> Tensor:
+    return 0.5 * x.square().sum(1, keepdim=True)
+
+
+def _tile_size(device: torch.device) -> int:
+    """Tiles that stay in a processor's cache."""
+    return 512 if device.type == "cpu" else 8192
