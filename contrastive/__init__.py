@@ -10,11 +10,16 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it. A module may be named by itself.
 _PUBLIC = {
+    "CACR": "contrastive.objectives",
     "InfoNCE": "contrastive.objectives",
+    "SepCLR": "contrastive.objectives",
     "SupCon": "contrastive.objectives",
+    "SupervisedSepCLR": "contrastive.objectives",
     "HardInfoNCE": "contrastive.objectives",
     "Hydra": "contrastive.objectives",
     "GroCo": "contrastive.objectives",
+    "SogCLR": "contrastive.objectives",
+    "ISogCLR": "contrastive.objectives",
     "CoreTuning": "contrastive.objectives",
     "Objective": "contrastive.objectives",
     "stream_rows": "contrastive.similarity",

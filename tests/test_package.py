@@ -6,10 +6,12 @@ import pytest
 import contrastive
 
 PUBLIC = [
+    "CACR",
     "ConvEncoder",
     "CoreTuning",
     "GroCo",
     "HardInfoNCE",
+    "ISogCLR",
     "ImageData",
     "InfoNCE",
     "MLPEncoder",
@@ -19,7 +21,10 @@ PUBLIC = [
     "Pretrain",
     "ProjectionHead",
     "SimCLRViews",
+    "SepCLR",
+    "SogCLR",
     "SupCon",
+    "SupervisedSepCLR",
     "TensorData",
     "TimmEncoder",
     "TorchvisionEncoder",
