@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from contrastive.data.images import ImageStream, JoinedImages, Source, Split
 from contrastive.data.loader import Loader
-from contrastive.data.sources import long_tail, open_source, stratified_split
+from contrastive.data.sources import few_of_each, long_tail, open_source, stratified_split
 
 MEMORY_BUDGET = 4 << 30
 """Bytes of decoded images up to which ``in_memory="auto"`` holds them all in memory."""
@@ -54,6 +54,7 @@ class DataModule(LightningDataModule):
         num_workers: int | None,
         imbalance: float,
         imbalance_profile: Literal["exponential", "linear"],
+        labels_per_class: int | None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -75,11 +76,17 @@ class DataModule(LightningDataModule):
             raise ValueError(
                 f"{name}(imbalance_profile={imbalance_profile!r}): set 'exponential' or 'linear'."
             )
+        if labels_per_class is not None and labels_per_class < 1:
+            raise ValueError(
+                f"{name}(labels_per_class={labels_per_class}): set the number of training samples of each class, at "
+                "least 1, or None for all."
+            )
         self.batch_size = batch_size
         self.validation_fraction = validation_fraction
         self.seed = seed
         self.imbalance = imbalance
         self.imbalance_profile = imbalance_profile
+        self.labels_per_class = labels_per_class
         self.num_workers = _cores() if num_workers is None else num_workers
 
     def __str__(self) -> str:
@@ -108,23 +115,34 @@ class DataModule(LightningDataModule):
         """Rows of the training set that are trained on, and those held out for validation; int64, sorted.
 
         Raises:
-            ValueError: if ``imbalance`` is set and the data have no labels.
+            ValueError: if ``imbalance`` or ``labels_per_class`` is set and the data have no labels, or a class has too
+                few of them.
         """
         train, validation = self.parts
-        if self.imbalance == 1:
+        labels, classes = self.known.train_labels, self.num_classes
+        if self.imbalance == 1 and self.labels_per_class is None:
             return train, validation
-        labels = self.known.train_labels
         if labels is None:
-            raise ValueError(
-                f"{type(self).__name__}(imbalance={self.imbalance}) thins out classes, but the data have no labels; "
-                "choose a labelled source, or set imbalance=1."
+            option = (
+                f"imbalance={self.imbalance}"
+                if self.imbalance != 1
+                else f"labels_per_class={self.labels_per_class}"
             )
-        kept = long_tail(labels[train], self.num_classes, self.imbalance, self.imbalance_profile, self.seed)
-        return train[kept], validation
+            raise ValueError(
+                f"{type(self).__name__}({option}) thins out classes, but the data have no labels; choose a labelled "
+                "source, or leave the option at its default."
+            )
+        if self.imbalance != 1:
+            train = train[
+                long_tail(labels[train], classes, self.imbalance, self.imbalance_profile, self.seed)
+            ]
+        if self.labels_per_class is not None:
+            train = train[few_of_each(labels[train], classes, self.labels_per_class, self.seed)]
+        return train, validation
 
     @property
     def num_samples(self) -> int:
-        """Samples that are trained on: the training part, thinned if ``imbalance`` is set."""
+        """Samples that are trained on: the training part, thinned if ``imbalance`` or ``labels_per_class`` is set."""
         return len(self.rows[0])
 
     @property
@@ -182,7 +200,7 @@ class DataModule(LightningDataModule):
         """Passes in order for evaluation: the whole training set (validation part included) and the test set.
 
         In a source without a test set: the training part and the validation part. Every process passes over
-        all samples, those too that ``imbalance`` keeps from training.
+        all samples, those too that ``imbalance`` or ``labels_per_class`` keep from training.
 
         Raises:
             ValueError: if there is neither a test set nor a validation part.
@@ -253,6 +271,8 @@ class ImageData(DataModule):
             ``n_max`` is the size of the largest class; 1 keeps all. The validation part and whatever is
             evaluated on, the training set of :meth:`evaluation_loaders` included, stay as they are.
         imbalance_profile: ``"exponential"`` as above, or ``"linear"``: ``n_max * (1 - (1 - r) * c / (C - 1))``.
+        labels_per_class: train on so many images of each class, drawn at random, as when more labels cost too much;
+            None trains on all. As with ``imbalance``, whatever is evaluated on stays as it is.
 
     Raises:
         ValueError: if an argument is out of its range. The source is looked at when it is first needed, and
@@ -275,8 +295,11 @@ class ImageData(DataModule):
         download: bool = False,
         imbalance: float = 1.0,
         imbalance_profile: Literal["exponential", "linear"] = "exponential",
+        labels_per_class: int | None = None,
     ) -> None:
-        super().__init__(batch_size, validation_fraction, seed, num_workers, imbalance, imbalance_profile)
+        super().__init__(
+            batch_size, validation_fraction, seed, num_workers, imbalance, imbalance_profile, labels_per_class
+        )
         if channels not in (1, 3):
             raise ValueError(f"ImageData(channels={channels}): set 1 (grey) or 3 (RGB).")
         if size is not None and min((size, size) if isinstance(size, int) else size) < 1:

@@ -139,16 +139,43 @@ def long_tail(
     Returns:
         The rows kept, sorted.
     """
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    order = order[labels[order].argsort(stable=True)]
-    sizes = labels.bincount(minlength=num_classes)
+    order, rank, sizes = _ranks(labels, num_classes, seed)
     place = torch.arange(num_classes, dtype=torch.float64) / max(num_classes - 1, 1)
     fraction = ratio**place if profile == "exponential" else 1 - (1 - ratio) * place
     wanted = (fraction * sizes.max()).round().clamp(min=1)
-    rank = (
-        torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[order]]
-    )  # of each row within its class
     return order[rank < wanted[labels[order]]].sort().values
+
+
+def few_of_each(labels: Tensor, num_classes: int, count: int, seed: int) -> Tensor:
+    """Choose ``count`` rows of every class at random; those of a smaller count are among those of a larger one.
+
+    Args:
+        labels: ``(N,)`` integers below ``num_classes``.
+        num_classes: number of classes.
+        count: rows to keep of each.
+        seed: seed of the choice.
+
+    Returns:
+        The rows kept, sorted.
+
+    Raises:
+        ValueError: if a class has fewer rows.
+    """
+    order, rank, sizes = _ranks(labels, num_classes, seed)
+    if int(sizes.min()) < count:
+        raise ValueError(
+            f"labels_per_class={count}, but class {int(sizes.argmin())} has only {int(sizes.min())} samples to train "
+            "on; ask for that many at most."
+        )
+    return order[rank < count].sort().values
+
+
+def _ranks(labels: Tensor, num_classes: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows sorted by class and within it at random, the place of each within its class, and the classes' sizes."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = order[labels[order].argsort(stable=True)]
+    sizes = labels.bincount(minlength=num_classes)
+    return order, torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[order]], sizes
 
 
 def _check_labels(split: Split) -> None:

@@ -25,6 +25,7 @@ class TensorData(DataModule):
         seed: seed of the held-out part, of the order of training and of the samples that ``imbalance`` keeps.
         imbalance: train on a long tail of classes, see :class:`contrastive.data.ImageData`.
         imbalance_profile: ``"exponential"`` or ``"linear"``.
+        labels_per_class: train on so many samples of each class.
 
     Raises:
         ValueError: if shapes, labels or names do not fit together.
@@ -42,8 +43,11 @@ class TensorData(DataModule):
         seed: int = 0,
         imbalance: float = 1.0,
         imbalance_profile: Literal["exponential", "linear"] = "exponential",
+        labels_per_class: int | None = None,
     ) -> None:
-        super().__init__(batch_size, validation_fraction, seed, 0, imbalance, imbalance_profile)
+        super().__init__(
+            batch_size, validation_fraction, seed, 0, imbalance, imbalance_profile, labels_per_class
+        )
         self.train_inputs = torch.as_tensor(train_inputs)
         self.test_inputs = None if test_inputs is None else torch.as_tensor(test_inputs)
         if self.train_inputs.ndim < 2 or not len(self.train_inputs):

@@ -129,6 +129,32 @@ def test_a_long_tail_without_a_test_set_is_evaluated_on_the_whole_training_part(
 def test_a_long_tail_needs_labels():
     with pytest.raises(ValueError, match=r"TensorData\(imbalance=0\.5\) .* have no labels"):
         _ = TensorData(torch.zeros(4, 2), imbalance=0.5).num_samples
+    with pytest.raises(ValueError, match=r"TensorData\(labels_per_class=2\) .* have no labels"):
+        _ = TensorData(torch.zeros(4, 2), labels_per_class=2).num_samples
+
+
+def test_few_labels_are_trained_on_and_everything_else_stays(digits):
+    few, more, again, other = (
+        ImageData(batch_size=20, size=8, labels_per_class=count, seed=seed)
+        for count, seed in ((3, 0), (7, 0), (3, 0), (3, 1))
+    )
+    labels = few.known.train_labels
+    assert labels[few.rows[0]].bincount().tolist() == [3] * 10
+    assert few.num_samples == len(few.train_dataloader().rows) == 30
+    assert set(few.rows[0].tolist()) < set(more.rows[0].tolist()) < set(digits.rows[0].tolist())
+    assert torch.equal(few.rows[1], digits.rows[1])
+    assert [loader.num_samples for loader in few.evaluation_loaders()] == [1438, 359]
+    assert torch.equal(again.rows[0], few.rows[0])
+    assert not torch.equal(other.rows[0], few.rows[0])
+
+
+def test_few_labels_of_a_long_tail_and_too_many_labels():
+    labels = torch.arange(4).repeat_interleave(20)
+    options = {"validation_fraction": 0, "imbalance": 0.25}
+    few = TensorData(torch.zeros(80, 1), labels, labels_per_class=5, **options)
+    assert labels[few.rows[0]].bincount().tolist() == [5, 5, 5, 5]
+    with pytest.raises(ValueError, match="labels_per_class=6, but class 3 has only 5 samples"):
+        _ = TensorData(torch.zeros(80, 1), labels, labels_per_class=6, **options).rows
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -200,6 +226,7 @@ def test_a_broken_image_of_a_stream_is_named(write_images):
         ({"num_workers": -1}, "num_workers=-1"),
         ({"imbalance": 0.0}, r"imbalance=0\.0"),
         ({"imbalance": 100}, "imbalance=100"),
+        ({"labels_per_class": 0}, "labels_per_class=0"),
         ({"imbalance_profile": "step"}, "imbalance_profile='step'"),
         ({"channels": 2}, "channels=2"),
         ({"size": 0}, "size=0"),
