@@ -18,7 +18,7 @@ each row by about 1e-3. Plain SGD wants a very large learning rate (24 in the pa
 
 import warnings
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -117,11 +117,14 @@ def _groco(
         columns = [column for column in range(num_positive_views) if column != view]
         row_loss = _group_order(num_negatives, network, keep, candidates.start, in_order[:, view])
         num_wires = num_negatives + len(columns)
+        own, all_rows = anchors[:, view], candidates.all[:, view]
         total = stream_rows(
-            anchors[:, view],
-            candidates.all[:, view],
+            own.detach(),  # of all similarities only those kept have a gradient
+            all_rows.detach(),
             row_loss,
             similarities[:, view, columns],
+            own,
+            all_rows,
             block_size=_block_size(len(anchors), len(candidates.all), num_wires, anchors.device),
         )
         losses.append(average(total, len(anchors)) / num_wires)
@@ -134,15 +137,47 @@ def _group_order(
 ) -> Callable[..., Tensor]:
     """Row loss: cross-entropy of the groups, summed over anchors and inputs; notes which anchors are in order."""
 
-    def row_loss(similarity: Tensor, rows: slice, positives: Tensor) -> Tensor:
-        with torch.no_grad():
-            own = torch.arange(rows.start, rows.stop, device=similarity.device)[:, None] + start
-            nearest = similarity.scatter(1, own, -torch.inf).topk(num_negatives).indices.flip(1)
-        negatives, positives = similarity.gather(1, nearest), positives[rows]
+    def row_loss(
+        similarity: Tensor, rows: slice, positives: Tensor, anchors: Tensor, candidates: Tensor
+    ) -> Tensor:
+        itself = torch.arange(rows.start, rows.stop, device=similarity.device)[:, None] + start
+        nearest = similarity.scatter(1, itself, -torch.inf).topk(num_negatives)
+        negatives, positives = nearest.values.flip(1), positives[rows]
+        negatives = _Products.apply(anchors[rows], candidates, nearest.indices.flip(1), negatives)
         in_order[rows] = (negatives.amax(1) < positives.amin(1)).float()
         return group_cross_entropy(negatives, positives, network, keep)
 
     return row_loss
+
+
+class _Products(torch.autograd.Function):
+    """Products ``values (M, k)`` of anchors ``(M, D)`` with ``nearest`` rows of the candidates ``(N, D)``, made before.
+
+    Backward gathers and sums in one pass, without an ``(M, k, D)`` or ``(M, N)`` tensor.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, anchors: Tensor, candidates: Tensor, nearest: Tensor, values: Tensor) -> Tensor:
+        ctx.save_for_backward(anchors, candidates, nearest)
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        anchors, candidates, nearest = ctx.saved_tensors
+        grad_anchors, grad_candidates = None, None
+        if ctx.needs_input_grad[0]:
+            grad_anchors = F.embedding_bag(nearest, candidates, per_sample_weights=grad, mode="sum")
+        if ctx.needs_input_grad[1]:  # the same with the roles exchanged: each candidate's anchors, in order
+            order = nearest.flatten().argsort()
+            counts = torch.bincount(nearest.flatten(), minlength=len(candidates))
+            grad_candidates = F.embedding_bag(
+                order // nearest.shape[1],
+                anchors,
+                counts.cumsum(0) - counts,
+                per_sample_weights=grad.flatten()[order],
+                mode="sum",
+            )
+        return grad_anchors, grad_candidates, None, None
 
 
 def group_cross_entropy(negatives: Tensor, positives: Tensor, network: str, keep: Comparator) -> Tensor:
