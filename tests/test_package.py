@@ -6,11 +6,15 @@ import pytest
 import contrastive
 
 PUBLIC = [
+    "BlendedData",
     "CACR",
     "ConvEncoder",
     "CoreTuning",
+    "CrossEntropy",
+    "FineTune",
     "GroCo",
     "HardInfoNCE",
+    "Hydra",
     "ISogCLR",
     "ImageData",
     "InfoNCE",
@@ -22,6 +26,7 @@ PUBLIC = [
     "ProjectionHead",
     "SimCLRViews",
     "SepCLR",
+    "Separate",
     "SogCLR",
     "SupCon",
     "SupervisedSepCLR",
@@ -35,6 +40,7 @@ PUBLIC = [
     "gather",
     "knn_classify",
     "linear_probe",
+    "load_classifier",
     "load_encoder",
     "save_encoder",
     "stream_rows",

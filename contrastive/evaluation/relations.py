@@ -38,7 +38,7 @@ class ClassRelations:
 
     def ranking(self) -> list[tuple[str, str, float]]:
         """All pairs of two different classes, those with most in common first."""
-        first, second = torch.triu_indices(*self.matrix.shape, offset=1)
+        first, second = torch.triu_indices(len(self.matrix), len(self.matrix), 1)
         scores = self.matrix[first, second]
         return [
             (self.class_names[first[i]], self.class_names[second[i]], float(scores[i]))
@@ -49,7 +49,7 @@ class ClassRelations:
         """Spearman's rank correlation with another matrix ``(C, C)`` of scores, over pairs of different classes."""
         from scipy.stats import spearmanr
 
-        pairs = torch.triu_indices(*self.matrix.shape, offset=1).unbind()
+        pairs = torch.triu_indices(len(self.matrix), len(self.matrix), 1).unbind()
         return float(spearmanr(self.matrix[pairs], other.double().cpu()[pairs]).statistic)
 
     def order(self) -> list[int]:
@@ -74,7 +74,7 @@ class ClassRelations:
         size = 2.2 + 0.22 * len(names)
         figure = Figure(figsize=(size + 0.6, size), layout="constrained")
         axes = figure.add_subplot()
-        image = axes.imshow(shown, cmap="viridis")
+        image = axes.imshow(shown.numpy(), cmap="viridis")
         axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
         axes.set_yticks(range(len(names)), names, parse_math=False)
         axes.tick_params(length=0, labelsize=8)

@@ -68,8 +68,21 @@ def gated_contrast(
     check_views(
         "gated_contrast", (queries,) if gates is None else (queries, gates.to(queries.dtype)), minimum=1
     )
+    for name, ids, rows in (
+        ("labels", labels, queries),
+        ("partners", partners, queries),
+        ("key_labels", key_labels, keys),
+    ):
+        if ids is not None and (
+            ids.is_floating_point() or ids.shape != (len(queries if rows is None else rows),)
+        ):
+            raise ValueError(
+                f"gated_contrast: {name} have shape {tuple(ids.shape)} and dtype {ids.dtype}; give one integer for "
+                f"each of the {len(queries if rows is None else rows)} rows."
+            )
     with torch.autocast(queries.device.type, enabled=False):
         anchors = _unit(at_least_float32(queries))
+        gates = None if gates is None else gates.to(anchors.dtype)
         gathered = gather(anchors if keys is None else _unit(at_least_float32(keys)))
         classes = gather(labels if key_labels is None else key_labels).all
         own = gathered.start if keys is None else None

@@ -120,15 +120,13 @@ class GateGenerator(nn.Module):
             noise: ``(B, D)`` draws for noisy gates: standard normal for ``"stochastic"``, uniform in (0, 1) for
                 ``"gumbel"``. Drawn here in training if not given.
         """
-        with torch.autocast(first.device.type, enabled=False):
-            if second is not None and self.fuse == "product":
-                return self._pair_logits(first, first).sigmoid() * self._pair_logits(second, second).sigmoid()
-            return self._open(self._pair_logits(first, first if second is None else second), noise)
+        if second is not None and self.fuse == "product":
+            return self._pair_logits(first, first).sigmoid() * self._pair_logits(second, second).sigmoid()
+        return self._open(self._pair_logits(first, first if second is None else second), noise)
 
     def class_logits(self) -> Tensor:
         """Logits ``(C, D)`` of the gates of single classes, by running statistics, which stay as they are."""
-        with torch.autocast(self.label_embedding.weight.device.type, enabled=False):
-            return self._logits(self.label_embedding.weight, None)
+        return self._logits(self.label_embedding.weight, None)
 
     @torch.no_grad()
     def class_gates(self) -> Tensor:
@@ -157,9 +155,9 @@ class GateGenerator(nn.Module):
         takes batch statistics over the classes, which move the running ones, and gives no gradient.
         """
         if released:
-            classes = torch.arange(self.num_classes, device=self.label_embedding.weight.device)
             with torch.no_grad():
-                logits = self._pair_logits(classes, classes)
+                table = self.label_embedding.weight
+                logits = self._logits(table, table.new_ones(len(table)) if self.training else None)
         else:
             logits = self.class_logits()
         return expected_open(logits, self.sigma) if self.kind == "stochastic" else entropy(logits).mean()
@@ -176,8 +174,9 @@ class GateGenerator(nn.Module):
 
     def _logits(self, x: Tensor, counts: Tensor | None) -> Tensor:
         """The perceptron on rows that occur ``counts`` times each; running statistics without counts."""
-        for layer in self.mlp:
-            x = _batch_norm(layer, x, counts) if isinstance(layer, _BatchNorm) else layer(x)
+        with torch.autocast(x.device.type, enabled=False):
+            for layer in self.mlp:
+                x = _batch_norm(layer, x, counts) if isinstance(layer, _BatchNorm) else layer(x)
         return x
 
     def _open(self, logits: Tensor, noise: Tensor | None) -> Tensor:
@@ -201,14 +200,16 @@ def entropy(logits: Tensor) -> Tensor:
 
 def expected_open(logits: Tensor, sigma: float) -> Tensor:
     """Expected number of stochastic gates above 0, mean over rows of ``logits (B, D)``."""
-    return torch.special.ndtr((logits + 0.5) / sigma).sum(1).mean()
+    opening: Tensor = torch.special.ndtr((logits + 0.5) / sigma)
+    return opening.sum(1).mean()
 
 
 def _batch_norm(norm: _BatchNorm, x: Tensor, counts: Tensor | None) -> Tensor:
     """Batch norm of rows that occur ``counts`` times; only with counts does the running state move."""
-    mean, variance = norm.running_mean, norm.running_var
-    assert mean is not None
+    mean, variance, momentum = norm.running_mean, norm.running_var, norm.momentum
+    assert mean is not None  # as are all three, by the constructor's defaults
     assert variance is not None
+    assert momentum is not None
     if counts is not None:
         running = (mean, variance)
         counts = counts.to(x.dtype)
@@ -217,7 +218,7 @@ def _batch_norm(norm: _BatchNorm, x: Tensor, counts: Tensor | None) -> Tensor:
         variance = counts @ (x - mean).square()
         with torch.no_grad():
             norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-            running[0].lerp_(mean, norm.momentum)
-            running[1].lerp_(variance / (total - 1), norm.momentum)
+            running[0].lerp_(mean, momentum)
+            running[1].lerp_(variance / (total - 1), momentum)
         variance = variance / total
     return (x - mean) * (variance + norm.eps).rsqrt() * norm.weight + norm.bias
