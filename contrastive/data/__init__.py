@@ -5,14 +5,17 @@ from typing import TYPE_CHECKING, Any
 from contrastive.data.loader import Batch, Loader
 
 if TYPE_CHECKING:
+    from contrastive.data.blending import BlendedData, blend
     from contrastive.data.check import DataReport, check_data
     from contrastive.data.module import ImageData
     from contrastive.data.tensors import TensorData
 
-__all__ = ["Batch", "DataReport", "ImageData", "Loader", "TensorData", "check_data"]
+__all__ = ["Batch", "BlendedData", "DataReport", "ImageData", "Loader", "TensorData", "blend", "check_data"]
 
 # Imported on first use, so that whoever needs only `Batch` does not wait for Lightning.
 _LATER = {
+    "BlendedData": "contrastive.data.blending",
+    "blend": "contrastive.data.blending",
     "ImageData": "contrastive.data.module",
     "TensorData": "contrastive.data.tensors",
     "DataReport": "contrastive.data.check",

@@ -246,6 +246,7 @@ class ImageData(DataModule):
         source: the training images, and others that the source may have:
 
             - ``"digits"``: 1,797 handwritten digits that come with scikit-learn;
+            - ``"textures"``: 3,500 generated images of coloured stripes in ten classes;
             - ``"CIFAR10"`` or ``"torchvision:CIFAR10"``: a data set of torchvision, by the name of its class;
             - a folder: ``train/CLASS/...`` and ``test/CLASS/...``, or class folders, or unlabelled images;
             - a list of files, ``.csv``, ``.tsv`` or ``.txt``: ``path[,label]`` a line;

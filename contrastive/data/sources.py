@@ -13,6 +13,7 @@ from contrastive.data.datasets import DatasetImages, dataset_split, torchvision_
 from contrastive.data.files import image_folder, list_split
 from contrastive.data.images import Source, Split
 from contrastive.data.parquet import parquet_folder, parquet_split
+from contrastive.data.textures import textures
 
 LISTS = (".csv", ".tsv", ".txt")
 
@@ -55,6 +56,8 @@ def _find(argument: str, source: str | Dataset[Any], root: str | None, download:
         return Source(dataset_split(source))
     if source == "digits":
         return digits()
+    if source == "textures":
+        return textures()
     name = source.removeprefix("torchvision:")
     if name in torchvision_names():
         return torchvision_source(name, root or "data", download)
@@ -68,13 +71,13 @@ def _find(argument: str, source: str | Dataset[Any], root: str | None, download:
     raise (ValueError if path.exists() else FileNotFoundError)(
         f"ImageData({argument}={source!r}): {path.resolve()} "
         + (f"is a file of kind {path.suffix!r}." if path.exists() else f"does not exist.{_suggestion(name)}")
-        + " Accepted are 'digits', the name of a torchvision data set such as 'CIFAR10', a folder of images or "
-        f"of Parquet files, a .parquet file, a list of files ({', '.join(LISTS)}), or a Dataset object."
+        + " Accepted are 'digits', 'textures', the name of a torchvision data set such as 'CIFAR10', a folder of "
+        f"images or of Parquet files, a .parquet file, a list of files ({', '.join(LISTS)}), or a Dataset object."
     )
 
 
 def _suggestion(name: str) -> str:
-    known = {known.lower(): known for known in ["digits", *torchvision_names()]}
+    known = {known.lower(): known for known in ["digits", "textures", *torchvision_names()]}
     near = difflib.get_close_matches(name.lower(), known, n=1)
     return f" Did you mean {known[near[0]]!r}?" if near else ""
 

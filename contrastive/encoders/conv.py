@@ -32,11 +32,12 @@ class ConvEncoder(nn.Module):
         widths: Channels of each stage.
         blocks: Residual blocks of each stage.
         grid: Cells along each side of the pooled maps; 1 is plain global average pooling.
+        out_dim: Width of a linear layer behind the pooled maps, for narrow features; ``None`` for no such layer.
         mean: Per-channel mean of the data on the [0, 1] scale; 0.5 by default.
         std: Per-channel standard deviation on the same scale; 0.25 by default.
 
     Attributes:
-        dim: Width of the features: ``grid**2 * sum(widths[-2:])``.
+        dim: Width of the features: ``out_dim``, or ``grid**2 * sum(widths[-2:])`` without it.
         config: The constructor arguments, JSON-able.
 
     Raises:
@@ -52,6 +53,7 @@ class ConvEncoder(nn.Module):
         grid: int = 2,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        out_dim: int | None = None,
     ) -> None:
         super().__init__()
         mean, std = channel_statistics(in_channels, mean, std)
@@ -62,6 +64,8 @@ class ConvEncoder(nn.Module):
             )
         if grid < 1:
             raise ValueError(f"grid of ConvEncoder is {grid}; give an integer of 1 or more.")
+        if out_dim is not None and out_dim < 1:
+            raise ValueError(f"out_dim of ConvEncoder is {out_dim}; give an integer of 1 or more, or None.")
         self.config: dict[str, Any] = {
             "in_channels": in_channels,
             "widths": list(widths),
@@ -69,15 +73,18 @@ class ConvEncoder(nn.Module):
             "grid": grid,
             "mean": mean,
             "std": std,
+            "out_dim": out_dim,
         }
         self.grid = grid
-        self.dim = grid**2 * sum(widths[-2:])
+        pooled = grid**2 * sum(widths[-2:])
+        self.dim = pooled if out_dim is None else out_dim
+        self.last = nn.Identity() if out_dim is None else nn.Linear(pooled, out_dim)
         self.normalise = Normalise(mean, std)
         self.stages = nn.ModuleList(
             nn.Sequential(_Conv(left, right, stride=2), *(_Residual(right) for _ in range(depth)))
             for left, right, depth in zip([in_channels, *widths], widths, blocks, strict=False)
         )
-        _start_decorrelated(next(self.parameters()))
+        _start_decorrelated(next(self.stages.parameters()))
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -87,7 +94,9 @@ class ConvEncoder(nn.Module):
         for stage in self.stages:
             current = stage(current)
             maps.append(current)
-        return torch.cat([F.adaptive_avg_pool2d(m, self.grid).flatten(1) for m in maps[-2:]], dim=1)
+        pooled = [F.adaptive_avg_pool2d(m, self.grid).flatten(1) for m in maps[-2:]]
+        features: Tensor = self.last(torch.cat(pooled, dim=1))
+        return features
 
 
 class _Conv(nn.Sequential):

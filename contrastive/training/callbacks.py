@@ -64,6 +64,7 @@ def describe_run(trainer: Trainer, module: Pretrain) -> str:
             f"{config.name}, {warmup:,} warm-up steps to {peak:g}, cosine to {peak * config.final_fraction:g}"
         ),
         "encoder": f"{_named(module.encoder)}, {module.encoder.dim} features",
+        **{name.replace("_", " "): _named(encoder) for name, encoder in module.further_encoders.items()},
         "projector": _named(module.projector),
         "objective": type(module.objective).__name__,
         "machine": (
@@ -145,6 +146,8 @@ class SaveOnStop(Callback):
 class ExportEncoder(Callback):
     """Leave the trained encoder, without its projector, in ``encoder/`` of the run folder.
 
+    A module that has more than one names the others in ``further_encoders``; they go to folders of these names.
+
     Exports at the end of training, and when it is interrupted.
 
     Args:
@@ -186,5 +189,7 @@ class ExportEncoder(Callback):
         dry = trainer.fast_dev_run  # type: ignore[attr-defined]
         if not isinstance(encoder, nn.Module) or not trainer.is_global_zero or dry:
             return False
-        save_encoder(encoder, run_folder(trainer) / "encoder")
+        encoders = {"encoder": encoder, **getattr(pl_module, "further_encoders", {})}
+        for name, module in encoders.items():
+            save_encoder(module, run_folder(trainer) / name)
         return True

@@ -66,6 +66,8 @@ class Pretrain(LightningModule):
     """
 
     embeddings: tuple[Tensor, ...]
+    _provides = frozenset({"index", "labels"})  # what the objective may require
+    _parts: tuple[str, ...] = ("encoder", "objective", "projector", "views")  # arguments that are modules
 
     def __init__(
         self,
@@ -132,10 +134,10 @@ class Pretrain(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         required = set(self.objective.requires)
         name = type(self.objective).__name__
-        if unknown := required - {"index", "labels"}:
+        if unknown := required - self._provides:
             raise ValueError(
-                f"objective {name} requires {', '.join(sorted(unknown))}, but Pretrain can pass index and "
-                "labels only; train it with a module of your own that passes them."
+                f"objective {name} requires {', '.join(sorted(unknown))}, but {type(self).__name__} can pass "
+                f"{' and '.join(sorted(self._provides))} only; train it with a module of your own that passes them."
             )
         if ("labels" in required or self.use_labels) and getattr(data, "num_classes", None) == 0:
             raise ValueError(
@@ -194,6 +196,11 @@ class Pretrain(LightningModule):
                 f"the run that is resumed was planned for {self._resumed_steps} optimiser steps, this one "
                 f"for {self._planned_steps}: the learning rate continues on the new schedule."
             )
+
+    @property
+    def further_encoders(self) -> dict[str, nn.Module]:
+        """Encoders to export besides :attr:`encoder`, by the names of their folders."""
+        return {}
 
     @property
     def total_steps(self) -> int:
@@ -279,14 +286,17 @@ class Pretrain(LightningModule):
 
     def embed(self, views: list[Tensor]) -> list[Tensor]:
         """Embed views ``(B, ...)`` each, one pass for each shape; return one ``(B, D)`` for each view."""
+        return self._embed(views, self.encoder, self.projector)
+
+    def _embed(self, views: list[Tensor], encoder: nn.Module, projector: nn.Module) -> list[Tensor]:
         embeddings: dict[int, Tensor] = {}
         for shape in dict.fromkeys(view.shape for view in views):
             places = [place for place, view in enumerate(views) if view.shape == shape]
             rows = encode_in_chunks(
-                lambda inputs: self.projector(self.encoder(inputs)),
+                lambda inputs: projector(encoder(inputs)),
                 torch.cat([views[place] for place in places]),
                 self.cache_chunk_size,
-                modules=(self.encoder, self.projector),
+                modules=(encoder, projector),
             )
             embeddings.update(zip(places, rows.chunk(len(places)), strict=True))
         return [embeddings[place] for place in range(len(views))]
@@ -398,7 +408,7 @@ class Pretrain(LightningModule):
         """
         given = _given_hyperparameters.get()
         if given is None:
-            parts = {name: getattr(self, name) for name in ("encoder", "objective", "projector", "views")}
+            parts = {name: getattr(self, name) for name in self._parts}
             given = plain | {
                 name: {
                     "class_path": f"{type(part).__module__}.{type(part).__qualname__}",

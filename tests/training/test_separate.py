@@ -1,0 +1,175 @@
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+
+from contrastive.data import Loader
+from contrastive.encoders import load_encoder
+from contrastive.objectives import InfoNCE, SepCLR, SupervisedSepCLR
+from contrastive.training import ExportEncoder, OptimizerConfig, Separate
+
+LIGHTNING_CALLS_JSONARGPARSE = pytest.mark.filterwarnings(
+    "ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"
+)
+pytestmark = pytest.mark.usefixtures("seeded")
+
+
+def build(parts, **options):
+    """A Separate of small parts; ``options`` replace some."""
+    settings = {
+        "common_encoder": parts.TinyEncoder(dim=8),
+        "salient_encoder": parts.TinyEncoder(dim=4),
+        "views": parts.Noise(),
+        "optimizer": OptimizerConfig(learning_rate=0.01),
+    }
+    return Separate(**settings | options)
+
+
+class Recording(SepCLR):
+    """Remembers what it is called with."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.calls = []
+
+    def forward(self, common_views, salient_views, *, is_target, **inputs):
+        self.calls.append((common_views, salient_views, is_target))
+        return super().forward(common_views, salient_views, is_target=is_target, **inputs)
+
+
+def weights(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_both_codes_of_every_view_and_only_whether_it_is_a_target(parts, trainer):
+    objective = Recording()
+    data = parts.Vectors()
+    module = build(parts, objective=objective, background=1)
+    trainer().fit(module, datamodule=data)
+    assert len(objective.calls) == 4
+    for common, salient, is_target in objective.calls:
+        assert [c.shape for c in common] == [(24, 8)] * 2
+        assert [s.shape for s in salient] == [(24, 4)] * 2
+        assert is_target.dtype == torch.bool
+    batch = next(iter(data.train_dataloader()))
+    objective.calls.clear()
+    module._objective(module.embed(module.make_views(batch.inputs, 0)), batch)
+    assert torch.equal(objective.calls[0][2], batch.labels != 1)
+
+
+def test_trains_both_encoders(parts, trainer):
+    module = build(parts)
+    before = weights(module)
+    trainer().fit(module, datamodule=parts.Vectors())
+    for part in ("common_encoder", "encoder", "common_projector", "projector"):
+        changed = [
+            name
+            for name, value in module.state_dict().items()
+            if name.startswith(f"{part}.") and not torch.equal(value, before[name])
+        ]
+        assert changed, part
+    assert module(torch.randn(3, 6)).shape == (3, 4)
+
+
+@LIGHTNING_CALLS_JSONARGPARSE
+@pytest.mark.parametrize("information", ["k-JEM", "vCLUB"])
+def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(parts, trainer, tmp_path, information):
+    class SaveHalf(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            if trainer.global_step == 6:
+                trainer.save_checkpoint(tmp_path / "half.ckpt")
+
+    def train(name, callbacks, **options):
+        torch.manual_seed(1)
+        module = build(parts, objective=SepCLR(information=information))
+        run = trainer(name, max_epochs=3, callbacks=callbacks)
+        run.fit(module, datamodule=parts.Vectors(), **options)
+        return weights(module)
+
+    straight = train("straight", [SaveHalf()])
+    assert any(name.startswith("objective.network.") for name in straight) == (information == "vCLUB")
+    resumed = train("resumed", [], ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert straight.keys() == resumed.keys()
+    for name, value in straight.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+@LIGHTNING_CALLS_JSONARGPARSE
+def test_a_checkpoint_is_loaded_without_its_data(parts, trainer, tmp_path):
+    run = trainer()
+    module = build(parts, objective=SepCLR(information="vCLUB"))
+    run.fit(module, datamodule=parts.Vectors())
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    stored = torch.load(tmp_path / "last.ckpt", weights_only=True)["hyper_parameters"]
+    assert "momentum" not in stored
+    assert stored["background"] == 0
+    networks = {
+        "common_encoder": parts.TinyEncoder(dim=8),
+        "salient_encoder": parts.TinyEncoder(dim=4),
+        "objective": SepCLR(information="vCLUB"),
+        "views": parts.Noise(),
+    }
+    again = build(parts, **networks)
+    again.on_load_checkpoint(torch.load(tmp_path / "last.ckpt", weights_only=True))
+    again.load_state_dict(module.state_dict())
+
+
+def test_exports_both_encoders(parts, trainer, tmp_path):
+    module = build(parts)
+    trainer(callbacks=[ExportEncoder()]).fit(module, datamodule=parts.Vectors())
+    inputs = torch.randn(5, 6)
+    for folder, encoder, width in (
+        ("encoder", module.salient_encoder, 4),
+        ("common_encoder", module.common_encoder, 8),
+    ):
+        loaded = load_encoder(tmp_path / "run" / folder, parts.TinyEncoder(dim=width))
+        assert torch.equal(loaded(inputs), encoder.eval()(inputs))
+
+
+def test_held_out_loss_is_logged(parts, trainer):
+    module = build(parts)
+    loader = Loader(torch.randn(24, 6), torch.arange(24) % 2, batch_size=24)
+    first, second = (trainer().validate(module, loader, verbose=False)[0]["val_loss"] for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"salient_encoder": nn.Linear(2, 2)}, TypeError, "salient_encoder of Separate is a Linear"),
+        ({"common_encoder": nn.Linear(2, 2)}, TypeError, "common_encoder of Separate is a Linear"),
+        ({"background": -1}, ValueError, "background of Separate is -1"),
+    ],
+)
+def test_refuses_wrong_arguments(parts, wrong, error, message):
+    with pytest.raises(error, match=message):
+        build(parts, **wrong)
+
+
+def test_refuses_one_encoder_for_both_spaces(parts):
+    encoder = parts.TinyEncoder()
+    with pytest.raises(ValueError, match="are one module"):
+        Separate(encoder, encoder)
+
+
+@pytest.mark.parametrize(
+    ("options", "labelled", "message"),
+    [
+        (
+            {"objective": SupervisedSepCLR()},
+            True,
+            "SupervisedSepCLR requires attributes, but Separate can pass",
+        ),
+        ({"background": 3}, True, "labels of the data are 0 to 2"),
+        ({"objective": InfoNCE()}, True, "InfoNCE does not take two codes"),
+        ({}, False, "Separate needs data with the labels of background and target"),
+    ],
+)
+def test_refuses_what_does_not_fit_before_the_first_batch(parts, trainer, options, labelled, message):
+    with pytest.raises(ValueError, match=message):
+        trainer().fit(build(parts, **options), datamodule=parts.Vectors(labelled=labelled))
+
+
+def test_refuses_a_batch_without_labels(parts, trainer):
+    with pytest.raises(ValueError, match="the batch has no labels"):
+        trainer().fit(build(parts), Loader(torch.randn(24, 6), batch_size=24))
