@@ -262,7 +262,7 @@ def _in_batch(options: _Options, rows: Tensor, ids: Tensor | None) -> Terms:
     if len(samples.all) < 2:
         return attraction, _nothing_repelled(local)
 
-    negatives = _Negatives(samples.start) if ids is None else _Negatives(None, *_marks(ids, samples))
+    negatives = _negatives(samples, ids)
     row_loss = _repelled(options, grad, negatives)
     share = local.new_ones(count)
     totals = [
@@ -295,12 +295,7 @@ def _with_queue(
     attraction = options.attraction_weight * average((weights * distances).sum() / num_views, count)
 
     queue = queue.to(local.dtype)
-    own = len(queue) + samples.start if options.in_batch else None
-    negatives = _Negatives(own)
-    if ids is not None and queue_ids is not None:
-        own_ids, all_ids = _marks(ids, samples)
-        columns = torch.cat([queue_ids, all_ids]) if options.in_batch else queue_ids
-        negatives = _Negatives(None, own_ids, columns)
+    negatives = _negatives(samples, ids).after_queue(len(queue), queue_ids, options.in_batch)
     row_loss = _repelled(options, grad, negatives)
     share = local.new_ones(count)
     totals = []
@@ -321,7 +316,7 @@ def _with_keys(options: _Options, local: Tensor, keys: Tensor, ids: Tensor | Non
     if euclidean and len(samples.all) < 2:
         return attraction, _nothing_repelled(local)
 
-    negatives = _Negatives(samples.start) if ids is None else _Negatives(None, *_marks(ids, samples))
+    negatives = _negatives(samples, ids)
     row_loss = _repelled(options, grad, negatives)
     totals = []
     for v, w in _pairs(local.shape[1], num_keys):
@@ -338,11 +333,26 @@ def _with_keys(options: _Options, local: Tensor, keys: Tensor, ids: Tensor | Non
 
 
 class _Negatives(NamedTuple):
-    """Columns that are no negatives of a row: its own, ``own`` for row 0, or those of the row's id."""
+    """Columns that are no negatives of a row: its own, ``own`` for row 0, or else all of the row's id."""
 
-    own: int | None = None
+    own: int | None
     ids: Tensor | None = None
     column_ids: Tensor | None = None
+
+    def after_queue(self, size: int, queue_ids: Tensor | None, in_batch: bool) -> "_Negatives":
+        """The same where the columns of a queue come first, and those of the batch follow if ``in_batch``."""
+        if self.ids is None or self.column_ids is None:
+            return _Negatives(size + (self.own or 0) if in_batch else None)
+        if queue_ids is None:
+            raise ValueError("CACR: got ids for the batch and none for the queue; give queue_ids too.")
+        return _Negatives(None, self.ids, torch.cat([queue_ids, self.column_ids]) if in_batch else queue_ids)
+
+
+def _negatives(samples: Gathered, ids: Tensor | None) -> _Negatives:
+    """Negatives among the samples of all processes."""
+    if ids is None:
+        return _Negatives(samples.start)
+    return _Negatives(None, *sample_ids("CACR", ids, samples)[:2])
 
 
 def _positive_weights(
@@ -420,12 +430,6 @@ def _nothing_repelled(rows: Tensor) -> Tensor:
 def _rows(views: Sequence[Tensor]) -> Tensor:
     """Unit rows ``(B, V, D)``."""
     return scaled_rows(torch.stack(list(views), 1), 1.0)
-
-
-def _marks(ids: Tensor, samples: Gathered) -> tuple[Tensor, Tensor]:
-    """Integers of the own samples and of all; equal ones are the same sample."""
-    marks = sample_ids("CACR", ids, samples)
-    return marks.local, marks.all
 
 
 def _pairs(num_queries: int, num_keys: int) -> list[tuple[int, int]]:
