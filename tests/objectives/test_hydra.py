@@ -579,3 +579,42 @@ def test_bad_inputs_are_named():
         Hydra(3, gate="open").class_relations()
     with pytest.raises(ValueError, match="no other class"):
         Hydra(1, 4, pairs="distinct", **TINY)(*z, labels=torch.zeros(6, dtype=torch.int64))
+
+
+# ---------------------------------------------------------------------- training
+
+
+@pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning")
+def test_trains_behind_a_momentum_encoder(tmp_path):
+    """Sizes come from the data and the projector; keys get no gradient."""
+    import lightning.pytorch as pl
+
+    from contrastive import MLPEncoder, Pretrain, ProjectionHead, TensorData
+
+    x = torch.randn(40, 6)
+    data = TensorData(x, torch.arange(40) % 4, batch_size=20)
+
+    class Jitter(torch.nn.Module):
+        num_views = 2
+
+        def forward(self, inputs, generator):
+            return [inputs + 0.1 * torch.randn(inputs.shape, generator=generator) for _ in range(2)]
+
+    objective = Hydra(keys="second", instance_term=True, gate_penalty=0.1, **TINY)
+    model = Pretrain(
+        MLPEncoder(6, (8,), 8), objective, ProjectionHead(8, 5), Jitter(), momentum=0.9, symmetric=True
+    )
+    trainer = pl.Trainer(
+        max_steps=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(model, datamodule=data)
+    assert objective.gates.dim == 5
+    assert objective.gates.num_classes == 4
+    assert set(objective.stats) >= {"gated_loss", "instance_loss", "gate_penalty", "gate_entropy"}
+    assert int(objective.gates.mlp[1].num_batches_tracked) == 4  # two steps, two directions
