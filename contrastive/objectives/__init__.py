@@ -3,6 +3,7 @@
 from contrastive.objectives.base import Objective
 from contrastive.objectives.cacr import CACR
 from contrastive.objectives.core_tuning import CoreTuning
+from contrastive.objectives.cross_entropy import CrossEntropy
 from contrastive.objectives.groco import GroCo
 from contrastive.objectives.hard import HardInfoNCE
 from contrastive.objectives.hydra import Hydra
@@ -14,6 +15,7 @@ from contrastive.objectives.supcon import SupCon
 __all__ = [
     "CACR",
     "CoreTuning",
+    "CrossEntropy",
     "GroCo",
     "HardInfoNCE",
     "Hydra",

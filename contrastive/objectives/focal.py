@@ -22,8 +22,7 @@ from contrastive.objectives.inputs import (
     scaled_rows,
     zero_loss,
 )
-from contrastive.similarity import Gathered, gather, global_sum, logsumexp_self, rows
-from contrastive.similarity import average as average_over_processes
+from contrastive.similarity import Gathered, gather, global_sum, logsumexp_self, rows, world_size
 
 # Anchors a block: few enough to have their positives in few columns, enough for efficient products.
 _ROWS = 128
@@ -70,20 +69,22 @@ def focal_contrast(
         raise ValueError("focal_contrast: give either labels or mask, and not both.")
     samples = gather(scaled_rows(embeddings, temperature) if normalize else divide(embeddings, temperature))
     pairs = _pairs_of_mask(mask, samples) if mask is not None else _pairs_of_labels(labels, weights, samples)
-    if global_sum(pairs.mass) == 0:
+    mass = global_sum(pairs.mass)
+    if mass == 0:
         return zero_loss("focal_contrast", "no row has a positive", (embeddings,))
     if average == "rows":
         pairs = pairs._replace(normaliser=torch.full_like(pairs.normaliser, len(samples.all)))
     queries = samples.local.index_select(0, pairs.anchors)
     keys = samples.all.index_select(0, pairs.candidates)
     log_sums = logsumexp_self(samples).index_select(0, pairs.anchors)
+    total: Tensor
     if len(queries) * len(keys) <= rows.DENSE_ENTRIES:
         everything = slice(0, len(queries)), slice(0, len(keys))
         log_p, weight = _log_p(queries, keys, log_sums, pairs.weights(*everything))
         total = -(weight * log_p * (-log_p.expm1() if focal else 1.0)).sum()
     else:
         total = _StreamPairs.apply(queries, keys, log_sums, pairs, focal)
-    return average_over_processes(total, pairs.mass)
+    return total * world_size() / mass
 
 
 class _Pairs(NamedTuple):
@@ -117,7 +118,7 @@ def _pairs_of_labels(labels: Tensor | None, weights: Tensor | None, samples: Gat
     ends = torch.searchsorted(column_class, row_class, right=True).tolist()
 
     def block_weights(block: slice, columns: slice) -> Tensor:
-        positive = row_class[block, None] == column_class[columns]
+        positive: Tensor = row_class[block, None] == column_class[columns]
         positive &= anchors[block, None] != candidates[columns]
         return positive * weight[candidates[columns]] * own[block, None]
 

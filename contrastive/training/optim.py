@@ -98,6 +98,8 @@ def build_optimizer(
         )
     groups = parameter_groups(module, config.weight_decay)
     peak = config.peak(global_batch)
+    for group in groups:
+        group["lr"] = peak * group.pop("scale")
     optimizer: torch.optim.Optimizer
     if config.name == "adamw":
         optimizer = torch.optim.AdamW(groups, lr=peak)
@@ -141,24 +143,31 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     """Split trainable parameters into those that decay (two or more dimensions) and those that do not.
 
     Biases, the gains of norm layers and scalars are recognised by their shape. ``adapt`` tells LARS the same:
-    the exempt ones take plain momentum steps (as in SimCLR's recipe).
+    the exempt ones take plain momentum steps (as in SimCLR's recipe). ``scale`` is the share of the learning rate, 1
+    unless a method ``learning_rate_scales`` of the module names another for a parameter; groups of 1 come first.
 
     Raises:
         ValueError: If no parameter of ``module`` requires a gradient.
     """
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    if not parameters:
+    named: dict[str, float] = getattr(module, "learning_rate_scales", dict)()
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((named.get(name, 1.0), parameter.ndim >= 2), []).append(parameter)
+    if not groups:
         raise ValueError(
             f"{type(module).__name__} has no parameter that requires a gradient; "
             "give an encoder or a projector that is not frozen."
         )
-    weights = [parameter for parameter in parameters if parameter.ndim >= 2]
-    others = [parameter for parameter in parameters if parameter.ndim < 2]
-    groups: list[dict[str, Any]] = [
-        {"params": weights, "weight_decay": weight_decay, "adapt": True},
-        {"params": others, "weight_decay": 0.0, "adapt": False},
+    return [
+        {
+            "params": groups[key],
+            "weight_decay": weight_decay if key[1] else 0.0,
+            "adapt": key[1],
+            "scale": key[0],
+        }
+        for key in sorted(groups, reverse=True)
     ]
-    return [group for group in groups if group["params"]]
 
 
 def warmup_cosine(total_steps: int, warmup_steps: int, final_fraction: float = 0.0) -> Callable[[int], float]:
