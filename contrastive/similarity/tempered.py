@@ -22,7 +22,9 @@ from contrastive.similarity import softmax
 from contrastive.similarity.distributed import Gathered
 
 # Rows a block on a CPU: few enough that little is computed left of the diagonal.
-_CPU_ROWS = 128
+_CPU_ROWS = 192
+# Product of a pair that is left out: its exponential, and that times the product, are 0 at any temperature.
+_LEFT_OUT = -1e30
 
 
 class TemperedMeans(NamedTuple):
@@ -75,7 +77,7 @@ def largest_other(a: Gathered, b: Gathered) -> Tensor:
     blocks = _Blocks(a.local, b.all, torch.ones_like(a.local[:, 0]), None, a.start, 1)
     largest = a.local.new_empty(len(a.local))
     for part, first, _ in blocks:
-        largest[part] = blocks.logits(blocks.products(part, first), part, first)[0].amax(1)
+        largest[part] = blocks.products(part, first).amax(1)
     return largest
 
 
@@ -108,23 +110,21 @@ class _Tempered(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         blocks = _Blocks(a, b, row_scales, column_scales, own, group)
         rows = _Sums(row_scales, blocks.safe)
-        columns = rows if b is None else _Sums(row_scales.new_empty(0), blocks.safe)
-        if column_scales is not None:
-            columns = _Sums(column_scales, blocks.safe)
+        columns = rows if b is None else None if column_scales is None else _Sums(column_scales, blocks.safe)
         budget = softmax._KEPT_ENTRIES if blocks.safe and any(ctx.needs_input_grad) else 0
-        kept: list[tuple[Tensor, Tensor | None]] = []
+        kept = []
         for part, first, counted in blocks:
             products = blocks.products(part, first)
-            of_rows, of_columns = blocks.logits(products, part, first)
+            of_rows, of_columns = blocks.exponents(products, part, first)
             rows.add(part, of_rows, products, dim=1)
-            if of_columns is not None:
-                of_columns[:, :counted].exp_()  # of no use but to backward
-                own_columns = slice(first + counted, first + products.shape[1])
-                columns.add(own_columns, of_columns[:, counted:], products[:, counted:], dim=0)
+            if columns is not None and of_columns is not None:
+                beyond = slice(first + counted, first + products.shape[1])
+                columns.add(beyond, of_columns[:, counted:], products[:, counted:], dim=0)
             budget -= 2 * products.numel()
             if budget >= 0:
                 kept.append((of_rows, of_columns))
-        outputs = (*rows.result(), *(row_scales.new_empty(2, 0) if columns is rows else columns.result()))
+        nothing = row_scales.new_empty(0)
+        outputs = (*rows.result(), *((nothing, nothing) if columns in (rows, None) else columns.result()))
         ctx.mark_non_differentiable(outputs[0], outputs[2])
         ctx.save_for_backward(a, b, row_scales, column_scales, outputs[0], outputs[2])
         ctx.own, ctx.group, ctx.kept = own, group, kept
@@ -146,9 +146,18 @@ class _Tempered(torch.autograd.Function):
         grad_a = torch.zeros_like(a)
         grad_b = grad_a if b is None else torch.zeros_like(b)
         with torch.no_grad(), torch.autocast(a.device.type, enabled=False):
+            factors = [g * (-sums).exp() if blocks.safe else g for sums, g in (of_rows, of_columns)]
             for number, (part, first, counted) in enumerate(blocks):
-                kept = ctx.kept[number] if number < len(ctx.kept) else None
-                weights = blocks.weights(part, first, of_rows, of_columns, kept)
+                if number < len(ctx.kept):
+                    rows, columns = ctx.kept[number]
+                else:
+                    rows, columns = blocks.exponents(blocks.products(part, first), part, first)
+                if not blocks.safe:
+                    rows.sub_(row_sums[part, None]).exp_()
+                    columns = None if columns is None else columns.sub_(of_columns[0][first:]).exp_()
+                weights = torch.mul(rows, factors[0][part, None], out=blocks.memory("weights", *rows.shape))
+                if columns is not None:
+                    weights.addcmul_(columns, factors[1][first:])
                 grad_a[part].addmm_(weights, blocks.b[first:])
                 grad_b[first + counted :].addmm_(weights[:, counted:].T, a[part])
         if twice:
@@ -171,13 +180,15 @@ class _Blocks:
     ) -> None:
         self.a, self.b, self.symmetric = a, a if b is None else b, b is None
         self.row_scales, self.column_scales = row_scales, row_scales if b is None else column_scales
-        self._own, self._group = own, group
+        groups = torch.arange(own, own + len(a), device=a.device)[:, None] // group
+        self._left_out = groups * group + torch.arange(group, device=a.device)
         size = engine.choose_block_size(len(self.b), a.device)
         size = min(size, _CPU_ROWS) if a.device.type == "cpu" else size
         self._size = max(group, size - size % group)  # a group is never torn
+        self._memory: dict[str, Tensor] = {}
         # exp stays inside the range of floats, without a shift: the longest rows bound every product.
         largest = softmax._largest_norm(self.a) * softmax._largest_norm(self.b)
-        scales = [s for s in (row_scales, column_scales) if s is not None and len(s)]
+        scales = [s for s in (row_scales, column_scales) if s is not None]
         self.safe = bool(largest * torch.cat([*scales, a.new_zeros(1)]).max() <= softmax._SAFE_LOGIT[a.dtype])
 
     def __iter__(self) -> Iterator[tuple[slice, int, int]]:
@@ -186,58 +197,40 @@ class _Blocks:
             stop = min(start + self._size, len(self.a))
             yield slice(start, stop), *((start, stop - start) if self.symmetric else (0, 0))
 
+    def memory(self, name: str, rows: int, columns: int) -> Tensor:
+        """Uninitialised memory ``(rows, columns)``, the same for every block."""
+        if name not in self._memory:
+            self._memory[name] = self.a.new_empty(min(self._size, len(self.a)) * len(self.b))
+        return self._memory[name][: rows * columns].view(rows, columns)
+
     def products(self, part: slice, first: int) -> Tensor:
-        return torch.mm(self.a[part], self.b[first:].T)
+        """A block of ``a @ b.T``, valid until the next one."""
+        memory = self.memory("products", part.stop - part.start, len(self.b) - first)
+        products = torch.mm(self.a[part], self.b[first:].T, out=memory)
+        return products.scatter_(1, self._left_out[part] - first, _LEFT_OUT)
 
-    def logits(self, products: Tensor, part: slice, first: int) -> tuple[Tensor, Tensor | None]:
-        """Products over the temperatures of rows and of columns, pairs of one group at ``-inf``."""
-        groups = torch.arange(part.start, part.stop, device=products.device).add_(self._own) // self._group
-        within = torch.arange(self._group, device=products.device)
-        left_out = groups[:, None] * self._group + within - first
-        of_rows = (products * self.row_scales[part, None]).scatter_(1, left_out, -torch.inf)
-        if self.column_scales is None:
-            return of_rows, None
-        return of_rows, (products * self.column_scales[first:]).scatter_(1, left_out, -torch.inf)
-
-    def weights(
-        self,
-        part: slice,
-        first: int,
-        of_rows: tuple[Tensor, Tensor],
-        of_columns: tuple[Tensor, Tensor],
-        kept: tuple[Tensor, Tensor | None] | None,
-    ) -> Tensor:
-        """What a block's products are weighted by: rows' upstream gradients times p, plus the same of columns."""
-        sums, upstream = of_rows[0][part, None], of_rows[1][part, None]
-        column_sums, column_upstream = of_columns[0][first:], of_columns[1][first:]
-        if kept is not None:
-            weights = kept[0] * (upstream * (-sums).exp())
-            return (
-                weights
-                if kept[1] is None
-                else weights.addcmul_(kept[1], column_upstream * (-column_sums).exp())
-            )
-        rows, columns = self.logits(self.products(part, first), part, first)
-        weights = rows.sub_(sums).exp_().mul_(upstream)
-        return (
-            weights
-            if columns is None
-            else weights.addcmul_(columns.sub_(column_sums).exp_(), column_upstream)
-        )
+    def exponents(self, products: Tensor, part: slice, first: int) -> tuple[Tensor, Tensor | None]:
+        """Products over the temperatures of rows and of columns; if safe, already the exponentials of these."""
+        rows = products * self.row_scales[part, None]
+        columns = None if self.column_scales is None else products * self.column_scales[first:]
+        if self.safe:
+            rows.exp_()
+            columns = None if columns is None else columns.exp_()
+        return rows, columns
 
     def dense_total(self, of_rows: tuple[Tensor, Tensor], of_columns: tuple[Tensor, Tensor]) -> Tensor:
         """The means times their upstream gradients, summed; differentiable any number of times."""
-        whole = slice(0, len(self.a))
-        products = self.a @ self.b.T
+        products = (self.a @ self.b.T).scatter(1, self._left_out, _LEFT_OUT)
+        weights = []
         with torch.no_grad():
-            rows, columns = self.logits(products, whole, 0)
-            rows = rows.sub_(of_rows[0][:, None]).exp_()
-        total = ((rows * products).sum(1) * of_rows[1]).sum()
-        if columns is None or self.symmetric:
-            return total
-        with torch.no_grad():
-            columns = columns.sub_(of_columns[0]).exp_()
-        return total + ((columns * products).sum(0) * of_columns[1]).sum()
+            self.safe = False
+            rows, columns = self.exponents(products, slice(0, len(self.a)), 0)
+            weights.append((rows - of_rows[0][:, None]).exp_())
+            if columns is not None and not self.symmetric:
+                weights.append((columns - of_columns[0]).exp_())
+        means = [(p * products).sum(1 - dim) for dim, p in enumerate(weights)]
+        upstream = (of_rows[1], of_columns[1])
+        return torch.stack([(mean * g).sum() for mean, g in zip(means, upstream, strict=False)]).sum()
 
 
 class _Sums:
@@ -248,20 +241,17 @@ class _Sums:
         self._shift = torch.full_like(like, 0.0 if safe else -torch.inf)
         self._exponentials, self._weighted = torch.zeros_like(like), torch.zeros_like(like)
 
-    def add(self, part: slice, logits: Tensor, products: Tensor, *, dim: int) -> None:
-        """Add the logits ``(m, n)`` of ``part``, summed over ``dim``; they become exponentials in place."""
+    def add(self, part: slice, exponents: Tensor, products: Tensor, *, dim: int) -> None:
+        """Add what :meth:`_Blocks.exponents` gave for ``part``, summed over ``dim``; logits become exponentials."""
         if not self._safe:
-            shift = torch.maximum(self._shift[part], logits.amax(dim)).clamp_(
-                min=torch.finfo(logits.dtype).min
-            )
+            shift = torch.maximum(self._shift[part], exponents.amax(dim))
             decay = (self._shift[part] - shift).exp_()
-            self._exponentials[part] *= decay
-            self._weighted[part] *= decay
+            self._exponentials[part].mul_(decay)
+            self._weighted[part].mul_(decay)
             self._shift[part] = shift
-            logits.sub_(shift.unsqueeze(dim))
-        logits.exp_()
-        self._exponentials[part] += logits.sum(dim)
-        self._weighted[part] += (logits * products).sum(dim)
+            exponents.sub_(shift.unsqueeze(dim)).exp_()
+        self._exponentials[part].add_(exponents.sum(dim))
+        self._weighted[part].add_(torch.linalg.vecdot(exponents, products, dim=dim))
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Log-sums and means."""
