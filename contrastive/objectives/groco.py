@@ -75,10 +75,10 @@ def groco(
         ValueError: for a bad shape, dtype or option, or fewer than two samples in the global batch.
         FloatingPointError: if a view is not finite.
     """
-    keep = _check_options(
+    alpha = _check_options(
         "groco", num_negatives, steepness, num_positive_views, network, comparator, exponent
     )
-    loss, _, kept = _groco("groco", views, num_negatives, num_positive_views, stop_gradient, network, keep)
+    loss, _, kept = _groco("groco", views, num_negatives, num_positive_views, stop_gradient, network, alpha)
     if kept < num_negatives:
         _warn_of_few_negatives("groco", num_negatives, kept)
     return loss
@@ -91,7 +91,7 @@ def _groco(
     num_positive_views: int | None,
     stop_gradient: bool,
     network: str,
-    keep: Comparator,
+    alpha: Comparator,
 ) -> tuple[Tensor, Tensor, int]:
     """The loss, the share of anchors of all processes that are in order, and the negatives kept."""
     check_views(name, views, minimum=2)
@@ -115,7 +115,7 @@ def _groco(
     losses, in_order = [], torch.zeros(len(anchors), len(views), device=anchors.device)
     for view in range(len(views)):
         columns = [column for column in range(num_positive_views) if column != view]
-        row_loss = _group_order(num_negatives, network, keep, candidates.start, in_order[:, view])
+        row_loss = _group_order(num_negatives, network, alpha, candidates.start, in_order[:, view])
         num_wires = num_negatives + len(columns)
         own, all_rows = anchors[:, view], candidates.all[:, view]
         total = stream_rows(
@@ -133,7 +133,7 @@ def _groco(
 
 
 def _group_order(
-    num_negatives: int, network: str, keep: Comparator, start: int, in_order: Tensor
+    num_negatives: int, network: str, alpha: Comparator, start: int, in_order: Tensor
 ) -> Callable[..., Tensor]:
     """Row loss: cross-entropy of the groups, summed over anchors and inputs; notes which anchors are in order."""
 
@@ -141,13 +141,31 @@ def _group_order(
         similarity: Tensor, rows: slice, positives: Tensor, anchors: Tensor, candidates: Tensor
     ) -> Tensor:
         itself = torch.arange(rows.start, rows.stop, device=similarity.device)[:, None] + start
-        nearest = similarity.scatter(1, itself, -torch.inf).topk(num_negatives)
-        negatives, positives = nearest.values.flip(1), positives[rows]
-        negatives = _Products.apply(anchors[rows], candidates, nearest.indices.flip(1), negatives)
+        similarity.scatter_(1, itself, -torch.inf)  # a block that nobody else reads
+        negatives, nearest = _largest(similarity, num_negatives)
+        negatives, positives = _Products.apply(anchors[rows], candidates, nearest, negatives), positives[rows]
         in_order[rows] = (negatives.amax(1) < positives.amin(1)).float()
-        return group_cross_entropy(negatives, positives, network, keep)
+        return group_cross_entropy(negatives, positives, network, alpha)
 
     return row_loss
+
+
+def _largest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest values of each row and their columns, ``(m, k)`` each, in ascending order of values.
+
+    They lie in the k sets of columns with the largest maxima: where these are few, selecting them first is faster.
+    """
+    columns, size = None, 8
+    num_sets = similarity.shape[1] // size
+    if k <= num_sets // 4:
+        sets = similarity[:, : size * num_sets].view(-1, size, num_sets)
+        chosen = sets.amax(1).topk(k, sorted=False).indices[:, :, None]
+        members = chosen + num_sets * torch.arange(size, device=similarity.device)
+        rest = torch.arange(size * num_sets, similarity.shape[1], device=similarity.device)
+        columns = torch.cat([members.flatten(1), rest.expand(len(similarity), -1)], 1)
+        similarity = similarity.gather(1, columns)
+    values, found = similarity.topk(k)
+    return values.flip(1), (found if columns is None else columns.gather(1, found)).flip(1)
 
 
 class _Products(torch.autograd.Function):
@@ -180,14 +198,14 @@ class _Products(torch.autograd.Function):
         return grad_anchors, grad_candidates, None, None
 
 
-def group_cross_entropy(negatives: Tensor, positives: Tensor, network: str, keep: Comparator) -> Tensor:
+def group_cross_entropy(negatives: Tensor, positives: Tensor, network: str, alpha: Comparator) -> Tensor:
     """Cross-entropy between soft and true membership of the groups, summed over anchors and inputs.
 
     Args:
         negatives: similarities ``(R, k)`` in ascending order.
         positives: similarities ``(R, m)`` in any order.
         network: as in :func:`groco`.
-        keep: the comparator, from :func:`contrastive.objectives.sorting.build_comparator`.
+        alpha: the comparator, from :func:`contrastive.objectives.sorting.build_comparator`.
     """
     # The merging network wants its second half reversed.
     positives = positives.sort(1, descending=network == "merge").values
@@ -195,7 +213,7 @@ def group_cross_entropy(negatives: Tensor, positives: Tensor, network: str, keep
     is_negative = torch.zeros(len(wires), 1, dtype=wires.dtype, device=wires.device)
     is_negative[: negatives.shape[1]] = 1
     layers = build_network(network, len(wires), wires.device)
-    among_negatives = back_through_network(wires, is_negative, layers, keep).clamp(0, 1)  # rounding
+    among_negatives = back_through_network(wires, is_negative, layers, alpha).clamp(0, 1)  # rounding
     return F.binary_cross_entropy(among_negatives, is_negative.expand_as(wires), reduction="sum")
 
 
@@ -229,7 +247,7 @@ class GroCo(Objective):
         exponent: float = 0.25,
     ) -> None:
         super().__init__()
-        self._keep = _check_options(
+        self._alpha = _check_options(
             "GroCo", num_negatives, steepness, num_positive_views, network, comparator, exponent
         )
         self.num_negatives = num_negatives
@@ -251,7 +269,7 @@ class GroCo(Objective):
             self.num_positive_views,
             self.stop_gradient,
             self.network,
-            self._keep,
+            self._alpha,
         )
         if kept < self.num_negatives and not self._warned:
             self._warned = True
@@ -294,7 +312,7 @@ def _check_candidates(name: str, candidates: Tensor) -> None:
             f"{name}: the global batch has {len(candidates)} samples, so no anchor has a negative; give at least 2 "
             "(drop a last incomplete batch)."
         )
-    bad = ~torch.isfinite(candidates).all(2)
+    bad = ~torch.isfinite(candidates.sum(2))
     if bool(bad.any()):
         row, view = bad.nonzero()[0].tolist()
         raise FloatingPointError(

@@ -4,10 +4,10 @@ Petersen et al., "Differentiable Sorting Networks for Scalable Sorting and Ranki
 2105.04019, and "Monotonic Differentiable Sorting Networks", ICLR 2022, arXiv 2203.09630.
 
 A sorting network is a fixed list of layers of comparators. A comparator meets two wires with values ``a`` and ``b``,
-where the smaller value belongs on the first. With the difference ``d = b - a`` and a sigmoid ``alpha``, the soft
-comparator keeps the share ``alpha(d)`` of each value on its wire and swaps the rest:
+where the smaller value belongs on the first. With the difference ``d = a - b`` and a sigmoid ``alpha``, the soft
+comparator swaps the share ``alpha(d)`` of each value and keeps the rest on its wire:
 
-    a' = a + (1 - alpha) d          b' = b - (1 - alpha) d
+    a' = a - alpha(d) d          b' = b + alpha(d) d
 
 A layer is thus a mixing matrix ``M_l``, and ``P = M_1 ... M_L`` the soft permutation: ``sorted = values @ P``. Its
 rows and columns sum to 1. :func:`back_through_network` computes ``P @ weights`` without ``P``: one sweep over the
@@ -15,7 +15,7 @@ layers finds the shares, a second one in reverse order carries the weights back.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple
 
@@ -27,6 +27,7 @@ from contrastive.objectives.inputs import check_choice
 NetworkName = Literal["odd_even", "bitonic"]
 ComparatorName = Literal["cauchy", "logistic", "logistic_phi", "gaussian", "reciprocal", "optimal"]
 Comparator = Callable[[Tensor], Tensor]
+Wires = slice | Tensor
 
 
 def soft_sort(
@@ -58,13 +59,13 @@ def soft_sort(
             f"soft_sort: values have shape {tuple(values.shape)} and dtype {values.dtype}; expected floating-point "
             "rows (R, n)."
         )
-    keep = build_comparator("soft_sort", comparator, steepness, exponent)
+    alpha = build_comparator("soft_sort", comparator, steepness, exponent)
     check_choice("soft_sort", "network", network, ("odd_even", "bitonic"))
     num_rows, n = values.shape
     wires = values.T[:, :, None].expand(n, num_rows, n)
     outputs = torch.eye(n, dtype=values.dtype, device=values.device)[:, None].expand_as(wires)
     layers = build_network(network, n, values.device)
-    permutation = back_through_network(wires.flatten(1), outputs.flatten(1), layers, keep)
+    permutation = back_through_network(wires.flatten(1), outputs.flatten(1), layers, alpha)
     permutation = permutation.view(n, num_rows, n).transpose(0, 1)
     return torch.einsum("ri,rij->rj", values, permutation), permutation
 
@@ -73,7 +74,7 @@ def soft_sort(
 
 
 def _cauchy(d: Tensor, steepness: float) -> Tensor:
-    return torch.atan(steepness * d) / math.pi + 0.5
+    return torch.atan(steepness * d).mul_(1 / math.pi).add_(0.5)
 
 
 def _logistic(d: Tensor, steepness: float) -> Tensor:
@@ -108,7 +109,7 @@ COMPARATORS: dict[str, Callable[..., Tensor]] = {
     "reciprocal": _reciprocal,
     "optimal": _optimal,
 }
-"""``alpha(d, steepness)``: the share that stays on its wire, 1/2 for equal values."""
+"""``alpha(d, steepness)``: the share that is swapped, 1/2 for equal values; ``alpha(-d)`` stays on its wire."""
 
 
 def build_comparator(name: str, comparator: str, steepness: float, exponent: float) -> Comparator:
@@ -128,38 +129,27 @@ def build_comparator(name: str, comparator: str, steepness: float, exponent: flo
 class Layer(NamedTuple):
     """Comparators that touch different wires: the smaller value of each pair goes to ``low``."""
 
-    low: slice | Tensor
-    high: slice | Tensor
-    comparators: slice
-    """Where they stand among the comparators of the whole network."""
+    low: Wires
+    high: Wires
 
 
 @lru_cache(maxsize=64)
 def build_network(network: str, n: int, device: torch.device) -> tuple[Layer, ...]:
     """Layers that sort ``n`` wires; ``"merge"`` sorts only what ascends first and then descends."""
-    pairs: list[tuple[Any, Any, int]] = []
     if network == "odd_even":
-        for layer in range(n):
-            first = layer % 2
-            pairs.append((slice(first, n - 1, 2), slice(first + 1, n, 2), (n - first) // 2))
-    else:
-        depth = (n - 1).bit_length()
-        # A network for the next power of two without its first wires, which would hold the smallest values.
-        dropped = 2**depth - n
-        for block in range(depth - 1 if network == "merge" else 0, depth):
-            for stride in (2**bit for bit in range(block, -1, -1)):
-                low, high = [], []
-                for i in range(dropped, 2**depth):
-                    if not i & stride:
-                        descending = i & 2 ** (block + 1)
-                        low.append((i + stride if descending else i) - dropped)
-                        high.append((i if descending else i + stride) - dropped)
-                pairs.append((torch.tensor(low, device=device), torch.tensor(high, device=device), len(low)))
-    layers, start = [], 0
-    for low, high, count in pairs:
-        if count:
-            layers.append(Layer(low, high, slice(start, start + count)))
-        start += count
+        starts = [layer % 2 for layer in range(n) if layer % 2 < n - 1]
+        return tuple(Layer(slice(start, n - 1, 2), slice(start + 1, n, 2)) for start in starts)
+    depth = (n - 1).bit_length()
+    # A network for the next power of two without its first wires, which would hold the smallest values.
+    dropped = 2**depth - n
+    layers = []
+    for block in range(depth - 1 if network == "merge" else 0, depth):
+        for stride in (2**bit for bit in range(block, -1, -1)):
+            first = [i for i in range(dropped, 2**depth) if not i & stride]
+            ascending = [i & 2 ** (block + 1) == 0 for i in first]
+            low = [i if up else i + stride for i, up in zip(first, ascending, strict=True)]
+            high = [i + stride if up else i for i, up in zip(first, ascending, strict=True)]
+            layers.append(Layer(*(torch.tensor(wires, device=device) - dropped for wires in (low, high))))
     return tuple(layers)
 
 
@@ -167,7 +157,7 @@ def build_network(network: str, n: int, device: torch.device) -> tuple[Layer, ..
 
 
 def back_through_network(
-    values: Tensor, weights: Tensor, layers: tuple[Layer, ...], keep: Comparator
+    values: Tensor, weights: Tensor, layers: tuple[Layer, ...], alpha: Comparator
 ) -> Tensor:
     """``P @ weights`` for the soft permutation ``P`` of each column of ``values``: what each input gets back.
 
@@ -175,86 +165,98 @@ def back_through_network(
         values: ``(n, R)``; wires come first, so that each is contiguous.
         weights: placed on the outputs, ``(n, R)`` or ``(n, 1)``, without gradient.
         layers: from :func:`build_network`.
-        keep: from :func:`build_comparator`.
+        alpha: from :func:`build_comparator`.
 
     Returns:
         ``(n, R)``. Takes ``O(n**2)`` numbers a column with odd-even layers, for which ``P`` would take ``O(n**3)``.
     """
-    result: Tensor = _BackThroughNetwork.apply(values, weights, layers, keep)
+    result: Tensor = _BackThroughNetwork.apply(values, weights, layers, alpha)
     return result
 
 
 class _BackThroughNetwork(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, weights: Tensor, layers: tuple[Layer, ...], keep: Comparator
+        ctx: Any, values: Tensor, weights: Tensor, layers: tuple[Layer, ...], alpha: Comparator
     ) -> Tensor:
         wires = values.clone(memory_format=torch.contiguous_format)
         carried = weights.expand_as(wires).clone(memory_format=torch.contiguous_format)
-        num_comparators = layers[-1].comparators.stop if layers else 0
-        differences, swapped, contrasts = wires.new_empty(3, num_comparators, wires.shape[1])
-        for low, high, here in layers:
-            difference = torch.sub(wires[high], wires[low], out=differences[here])
-            share = torch.sub(1, keep(difference), out=swapped[here])
-            _move(wires, high, low, share * difference)
-        for low, high, here in reversed(layers):
-            contrast = torch.sub(carried[low], carried[high], out=contrasts[here])
-            _move(carried, low, high, swapped[here] * contrast)
-        ctx.save_for_backward(values, weights, differences, swapped, contrasts)
-        ctx.layers, ctx.keep = layers, keep
+        differences, swapped, contrasts = [], [], []
+        for low, high in layers:
+            a, b = wires[low], wires[high]
+            difference = a - b
+            share = alpha(difference)
+            _move(wires, low, high, a, b, share * difference)
+            differences.append(difference)
+            swapped.append(share)
+        for (low, high), share in zip(reversed(layers), reversed(swapped), strict=True):
+            a, b = carried[low], carried[high]
+            contrast = a - b
+            _move(carried, low, high, a, b, share * contrast)
+            contrasts.append(contrast)
+        ctx.save_for_backward(values, weights, *differences, *swapped, *contrasts[::-1])
+        ctx.layers, ctx.alpha = layers, alpha
         return carried
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        values, weights, differences, swapped, contrasts = ctx.saved_tensors
-        layers, keep = ctx.layers, ctx.keep
+        (values, weights, *saved), layers, alpha = ctx.saved_tensors, ctx.layers, ctx.alpha
         if torch.is_grad_enabled():  # create_graph=True
-            result = _plain(values, weights, layers, keep)
+            result = _plain(values, weights, layers, alpha)
             return torch.autograd.grad(result, values, grad, create_graph=True)[0], None, None, None
+        depth = len(layers)
+        differences, swapped, contrasts = saved[:depth], saved[depth : 2 * depth], saved[2 * depth :]
         grad = grad.clone(memory_format=torch.contiguous_format)
-        # Through the second sweep, from inputs to outputs: the gradient of every share.
-        from_shares = torch.empty_like(contrasts)
-        for low, high, here in layers:
-            contrast = grad[low] - grad[high]
-            torch.mul(contrasts[here], contrast, out=from_shares[here])
-            _move(grad, low, high, contrast.mul_(swapped[here]))
-        # Through the first sweep, from outputs to inputs: alpha'(d) turns gradients of shares into those of values.
-        slopes = _slopes(keep, differences)
-        from_shares *= slopes
-        passed = slopes.mul_(differences).neg_().add_(swapped)
+        # Through the second sweep, from inputs to outputs: what the shares do to the weights carried back.
+        from_shares = []
+        for (low, high), share, contrast in zip(layers, swapped, contrasts, strict=True):
+            a, b = grad[low], grad[high]
+            contrast_of_grad = a - b
+            _move(grad, low, high, a, b, share * contrast_of_grad)
+            from_shares.append(contrast_of_grad.mul_(contrast))
+        # Through the first sweep, from outputs to inputs: what the values do to the shares and to each other.
         grad.zero_()
-        for low, high, here in reversed(layers):
-            contrast = grad[low] - grad[high]
-            _move(grad, low, high, torch.addcmul(from_shares[here], passed[here], contrast))
+        slopes = _slopes(alpha, differences)
+        for (low, high), share, difference in zip(
+            reversed(layers), reversed(swapped), reversed(differences), strict=True
+        ):
+            slope, from_share = slopes.pop(), from_shares.pop()
+            passed = torch.addcmul(share, slope, difference)
+            a, b = grad[low], grad[high]
+            _move(grad, low, high, a, b, from_share.mul_(slope).addcmul_(passed, a - b))
         return grad, None, None, None
 
 
-def _move(wires: Tensor, source: slice | Tensor, target: slice | Tensor, amount: Tensor) -> None:
-    """Take ``amount`` from some wires and give it to others, in place."""
-    for where, sign in ((source, -1), (target, 1)):
-        if isinstance(where, slice):
-            wires[where].add_(amount, alpha=sign)
-        else:
-            wires.index_add_(0, where, amount, alpha=sign)
+def _move(wires: Tensor, low: Wires, high: Wires, a: Tensor, b: Tensor, amount: Tensor) -> None:
+    """Take ``amount`` from ``a = wires[low]`` and give it to ``b = wires[high]``."""
+    a.sub_(amount)
+    b.add_(amount)
+    if isinstance(low, Tensor):  # then they are copies
+        wires[low], wires[high] = a, b
 
 
 @torch.enable_grad()
-def _slopes(keep: Comparator, differences: Tensor) -> Tensor:
-    """``alpha'(d)``."""
-    differences = differences.detach().requires_grad_()
-    return torch.autograd.grad(keep(differences).sum(), differences)[0]
+def _slopes(alpha: Comparator, differences: Sequence[Tensor]) -> list[Tensor]:
+    """``alpha'(d)`` of every layer."""
+    if not differences:
+        return []
+    together = torch.cat(list(differences)).requires_grad_()
+    slopes = torch.autograd.grad(alpha(together).sum(), together)[0]
+    return list(torch.split(slopes, [len(difference) for difference in differences]))
 
 
-def _plain(values: Tensor, weights: Tensor, layers: tuple[Layer, ...], keep: Comparator) -> Tensor:
+def _plain(values: Tensor, weights: Tensor, layers: tuple[Layer, ...], alpha: Comparator) -> Tensor:
     """The same two sweeps, differentiable any number of times."""
-    wires, carried, swapped = values.clone(), weights.expand_as(values).clone(), []
-    for low, high, _ in layers:
-        difference = wires[high] - wires[low]
-        swapped.append(1 - keep(difference))
+    wires, carried, swapped = values, weights.expand_as(values), []
+    for low, high in layers:
+        a, b = wires[low], wires[high]
+        swapped.append(alpha(a - b))
+        moved = swapped[-1] * (a - b)
         wires = wires.clone()
-        _move(wires, high, low, swapped[-1] * difference)
-    for (low, high, _), share in zip(reversed(layers), reversed(swapped), strict=True):
-        amount = share * (carried[low] - carried[high])
+        wires[low], wires[high] = a - moved, b + moved
+    for (low, high), share in zip(reversed(layers), reversed(swapped), strict=True):
+        a, b = carried[low], carried[high]
+        moved = share * (a - b)
         carried = carried.clone()
-        _move(carried, low, high, amount)
+        carried[low], carried[high] = a - moved, b + moved
     return carried

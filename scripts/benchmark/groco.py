@@ -8,7 +8,7 @@ the permutation. Ratios are theirs / ours.
 """
 
 import math
-from functools import lru_cache
+from functools import cache
 
 import torch
 from measure import Contestant, Problem, compare
@@ -87,7 +87,7 @@ def indexed_permutation(x: Tensor) -> Tensor:
     return permutation
 
 
-@lru_cache(maxsize=None)
+@cache
 def layer_of(n: int, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Lower and upper wires of the comparators, wires that pass, and where each wire stands in all three."""
     low = torch.arange(layer % 2, n - 1, 2)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from contrastive import GroCo
 from contrastive.functional import groco, soft_sort
-from contrastive.objectives.groco import group_cross_entropy
+from contrastive.objectives.groco import _largest, group_cross_entropy
 from contrastive.objectives.sorting import COMPARATORS, back_through_network, build_comparator, build_network
 from contrastive.testing import CHECKS, ObjectiveCase
 
@@ -218,18 +218,31 @@ def test_the_hard_limit_counts_misplaced_inputs():
         assert torch.isfinite(views.grad).all()
 
 
-@pytest.mark.parametrize(("num_views", "num_negatives"), [(2, 256), (8, 10), (8, 1)])
-def test_any_number_of_views_and_negatives(num_views, num_negatives):
+@pytest.mark.parametrize(("num_views", "num_negatives", "budget"), [(2, 256, 2**23), (8, 10, 1), (8, 1, 1)])
+def test_any_number_of_views_and_negatives(num_views, num_negatives, budget):
     """Many wires are sorted a few anchors at a time; the network's memory must not change the numbers."""
-    views = torch.randn(num_views, num_negatives + 40, 6, dtype=torch.float64, requires_grad=True)
+    views = torch.randn(num_views, num_negatives + 20, 6, dtype=torch.float64, requires_grad=True)
     loss = groco(*views, num_negatives=num_negatives, stop_gradient=False)
     (gradient,) = torch.autograd.grad(loss, views)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("contrastive.objectives.groco._SORTED_ON_CPU", 1)
+        patch.setattr("contrastive.objectives.groco._SORTED_ON_CPU", budget)
         blocks = groco(*views, num_negatives=num_negatives, stop_gradient=False)
         (in_blocks,) = torch.autograd.grad(blocks, views)
     torch.testing.assert_close(blocks, loss, rtol=1e-12, atol=0)
     torch.testing.assert_close(in_blocks, gradient, rtol=0, atol=1e-12 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize(("width", "k"), [(37, 1), (100, 3), (100, 4), (331, 10), (16, 5)])
+def test_the_largest_of_each_row_are_found(width, k):
+    rows = torch.rand(50, width)
+    values, columns = _largest(rows, k)
+    assert torch.equal(values, rows.sort(1).values[:, -k:])
+    assert torch.equal(values, rows.gather(1, columns))
+
+
+def test_the_loss_can_be_differentiated_twice():
+    views = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda v: groco(*v, num_negatives=2, stop_gradient=False), views)
 
 
 def test_only_anchors_move_with_stopped_gradients():
