@@ -28,6 +28,7 @@ from contrastive.objectives.base import Objective
 from contrastive.objectives.inputs import check_choice, check_views, divide, sample_ids, scaled_rows
 from contrastive.objectives.queue import KeyQueue
 from contrastive.similarity import Gathered, average, gather, global_sum, logsumexp_cross, stream_rows
+from contrastive.similarity import rows as streaming
 from contrastive.similarity.rows import RowLoss
 
 Terms = tuple[Tensor, Tensor]
@@ -265,10 +266,9 @@ def _in_batch(options: _Options, rows: Tensor, ids: Tensor | None) -> Terms:
     negatives = _negatives(samples, ids)
     row_loss = _repelled(options, grad, negatives)
     share = local.new_ones(count)
-    totals = [
-        stream_rows(local[:, v], samples.all[:, w], row_loss, share)
-        for v, w in combinations(range(num_views), 2)
-    ]
+    queries, keys = local.unbind(1), samples.all.unbind(1)
+    pairs = combinations(range(num_views), 2)
+    totals = [_stream(queries[v], keys[w], row_loss, share) for v, w in pairs]
     repulsion = _mean_over_queries(options, totals, count)
     if options.debias:
         positive = average(distances.sum() / (num_views * (num_views - 1)), count)
@@ -299,9 +299,10 @@ def _with_queue(
     row_loss = _repelled(options, grad, negatives)
     share = local.new_ones(count)
     totals = []
+    queries, candidates = local.unbind(1), samples.all.unbind(1)
     for v in range(num_views):
-        batch = (local[:, v], samples.all[:, v]) if options.in_batch else ()
-        totals.append(stream_rows(local[:, 0 if released else v], queue, row_loss, share, *batch))
+        batch = (queries[v], candidates[v]) if options.in_batch else ()
+        totals.append(_stream(queries[0 if released else v], queue, row_loss, share, *batch))
     return attraction, _mean_over_queries(options, totals, count)
 
 
@@ -322,7 +323,7 @@ def _with_keys(options: _Options, local: Tensor, keys: Tensor, ids: Tensor | Non
     for v, w in _pairs(local.shape[1], num_keys):
         share, query, key = weights[:, v, w], local[:, v], samples.all[:, w]
         if euclidean:
-            totals.append(stream_rows(query, key, row_loss, share))
+            totals.append(_stream(query, key, row_loss, share))
         else:
             totals.append((share * _log_kernels(options, query, key, distances[:, v, w], negatives)).sum())
     repulsion = options.repulsion_weight * average(torch.stack(totals).sum() / num_keys, count)
@@ -372,6 +373,12 @@ def _positive_weights(
     return exponent.masked_fill(same_view, -torch.inf).softmax(over), distances
 
 
+def _stream(queries: Tensor, keys: Tensor, row_loss: RowLoss, *params: Tensor) -> Tensor:
+    """:func:`stream_rows` in blocks so small that the many intermediate results of the row loss stay in cache."""
+    block_size = streaming.choose_block_size(8 * len(keys), queries.device)
+    return stream_rows(queries, keys, row_loss, *params, block_size=block_size)
+
+
 def _repelled(options: _Options, grad: str, negatives: _Negatives) -> RowLoss:
     """Row loss: the cost of each query's negatives under their weights, times the query's share, summed."""
     own, ids, column_ids = negatives
@@ -383,18 +390,21 @@ def _repelled(options: _Options, grad: str, negatives: _Negatives) -> RowLoss:
             more = batch[0][rows] @ batch[1].T
             similarity = torch.cat([similarity, more], 1)
             steering = torch.cat([steering, more if grad != "none" else more.detach()], 1)
-        exponent = sharpness * steering
+        exponent, exists = sharpness * steering, share.new_ones(())
         if ids is not None and column_ids is not None:
             left_out = ids[rows, None] == column_ids
-            some = ~left_out.all(1, keepdim=True)  # a row without negatives repels nothing
-            weights = exponent.masked_fill(left_out & some, -torch.inf).softmax(1) * some
-        else:
-            if own is not None:
+            some = ~left_out.all(1)
+            exponent = exponent.masked_fill(left_out & some[:, None], -torch.inf)
+            exists = some.to(similarity.dtype)  # a row without negatives repels nothing
+        elif own is not None:
+            with torch.no_grad():  # the softmax passes no gradient to where it is 0
                 exponent.diagonal(own + rows.start).fill_(-torch.inf)
-            weights = exponent.softmax(1)
-        negated = 2 * similarity - 2
-        cost = negated if options.distance == "euclidean" else (options.rbf_scale * negated).exp()
-        return (share[rows] * (weights * cost).sum(1)).sum()
+        weights = exponent.softmax(1)
+        if options.distance == "euclidean":
+            cost = 2 * (weights * similarity).sum(1) - 2
+        else:
+            cost = (weights * (2 * options.rbf_scale * (similarity - 1)).exp()).sum(1)
+        return (share[rows] * exists * cost).sum()
 
     return row_loss
 
