@@ -204,10 +204,10 @@ class BlendedData(DataModule):
 
 
 class _Blend(NamedTuple):
-    """Rows of the two sources that make up a split, first its background samples and then its targets."""
+    """Which rows of the two sources make up a split: background samples and targets, mixed."""
 
     background_rows: Tensor
-    overlay_rows: Tensor
+    overlay_rows: Tensor  # -1 for background samples
     factors: Factors
 
     @classmethod
@@ -223,16 +223,24 @@ class _Blend(NamedTuple):
         generator = torch.Generator().manual_seed(seed)
         times = math.ceil(len(covered) / len(overlays.labels))
         orders = [torch.randperm(len(overlays.labels), generator=generator) for _ in range(times)]
-        rows = torch.cat([torch.empty(0, dtype=torch.int64), *orders])[: len(covered)]
-        overlay = torch.cat([torch.full((len(plain),), -1), overlays.labels[rows]])
-        background_rows = torch.cat([plain, covered])
-        return cls(background_rows, rows, Factors(labels[background_rows], overlay))
+        drawn = torch.cat(orders)[: len(covered)]
+        # Mixed, so that batches in order hold both kinds as well.
+        order = torch.randperm(len(used), generator=generator)
+        background_rows = torch.cat([plain, covered])[order]
+        overlay_rows = torch.cat([torch.full((len(plain),), -1), drawn])[order]
+        shown = torch.where(overlay_rows < 0, -1, overlays.labels[overlay_rows])
+        return cls(background_rows, overlay_rows, Factors(labels[background_rows], shown))
 
     def images(
         self, backgrounds: Split, overlays: Split, size: int, overlay_size: int, weight: float
     ) -> Tensor:
-        stream = ImageStream(backgrounds.images, 3, (size, size))
-        below = torch.cat([stream[rows] for rows in self.background_rows.split(1024)])  # type: ignore[no-untyped-call]
-        above = ImageStream(overlays.images, 1, (overlay_size, overlay_size))[self.overlay_rows]
-        plain = len(below) - len(above)
-        return torch.cat([blend(below[:plain], None, weight), blend(below[plain:], above, weight)])
+        below = ImageStream(backgrounds.images, 3, (size, size))
+        above = ImageStream(overlays.images, 1, (overlay_size, overlay_size))
+        images = torch.empty(len(self.background_rows), 3, size, size)
+        for rows in torch.arange(len(images)).split(1024):  # type: ignore[no-untyped-call]
+            photos, targets = below[self.background_rows[rows]], self.overlay_rows[rows] >= 0
+            images[rows] = blend(photos, None, weight)
+            if targets.any():
+                covers = above[self.overlay_rows[rows[targets]]]
+                images[rows[targets]] = blend(photos[targets], covers, weight)
+        return images

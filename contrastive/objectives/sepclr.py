@@ -47,7 +47,8 @@ def alignment(x: Tensor, y: Tensor, temperature: float = 0.5, valid: Tensor | No
 
 def uniformity(x: Tensor, temperature: float = 0.5) -> Tensor:
     """``log mean_{i != j} exp(-|x_i - x_j|^2 / 2t)`` of rows ``(B, D)``; 0 for fewer than two of them."""
-    return _uniformity(gaussian_logsumexp([gather(x)], temperature)[0])
+    rows = gather(x)
+    return _uniformity(gaussian_logsumexp([rows], temperature)[0], len(rows.all))
 
 
 def kernel_entropy(*codes: Tensor, temperature: float = 0.5) -> Tensor:
@@ -55,23 +56,23 @@ def kernel_entropy(*codes: Tensor, temperature: float = 0.5) -> Tensor:
 
     Of a common and a salient code this is ``-J``, which k-JEM maximises.
     """
-    return _entropy(gaussian_logsumexp([gather(code) for code in codes], temperature)[-1])
+    return _entropy(gaussian_logsumexp([gather(code) for code in codes], temperature)[0])
 
 
 def kernel_mutual_information(common: Tensor, salient: Tensor, temperature: float = 0.5) -> Tensor:
     """``H(c) + H(s) - H(c, s)`` with :func:`kernel_entropy` as ``H``."""
-    sums = gaussian_logsumexp([gather(common), gather(salient)], temperature)
-    of_common, of_salient, joint = map(_entropy, sums)
+    of_common, of_salient, joint = (
+        kernel_entropy(*codes, temperature=temperature)
+        for codes in ((common,), (salient,), (common, salient))
+    )
     return of_common + of_salient - joint
 
 
-def _uniformity(row_sums: Tensor) -> Tensor:
-    """From each row's log-sum over the others."""
-    everywhere = gather(row_sums).all
-    count = len(everywhere)
+def _uniformity(log_sums: Tensor, count: int) -> Tensor:
+    """From the log-sums over pairs, of each row ``(M,)`` or of all ``()``, and the number of samples anywhere."""
     if count < 2:
-        return row_sums.new_zeros(())
-    return everywhere.logsumexp(0) - math.log(count * (count - 1))
+        return log_sums.new_zeros(())
+    return gather(log_sums.reshape(-1)).all.logsumexp(0) - math.log(count * (count - 1))
 
 
 def _entropy(row_sums: Tensor) -> Tensor:
@@ -200,16 +201,18 @@ class SepCLR(Objective):
         self, common: Gathered, salient: Gathered, is_target: Tensor, permutation: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Uniformity of both codes and the information term, for one view."""
-        if self.information in ("k-JEM", "k-MI"):
-            of_common, of_salient, joint = gaussian_logsumexp([common, salient], self.temperature)
+        count = len(common.all)
+        if self.information == "k-JEM":
+            joint, (of_common, of_salient) = gaussian_logsumexp([common, salient], self.temperature)
             information = -_entropy(joint)
-            if self.information == "k-MI":
-                information = information + _entropy(of_common) + _entropy(of_salient)
         else:
-            (of_common,), (of_salient,) = (
-                gaussian_logsumexp([code], self.temperature) for code in (common, salient)
+            of_common, of_salient = (
+                gaussian_logsumexp([code], self.temperature)[0] for code in (common, salient)
             )
             information = common.local.sum() * 0.0
+        if self.information == "k-MI":
+            joint, _ = gaussian_logsumexp([common, salient], self.temperature)
+            information = _entropy(of_common) + _entropy(of_salient) - _entropy(joint)
         if self.information == "MMD":
             information = mmd(common, gather(is_target))
         elif self.information in _WITH_NETWORK:
@@ -220,7 +223,7 @@ class SepCLR(Objective):
                 )
             with torch.autocast(common.local.device.type, enabled=False):
                 information = self.network(common, salient, permutation)
-        return _uniformity(of_common), _uniformity(of_salient), information
+        return _uniformity(of_common, count), _uniformity(of_salient, count), information
 
 
 class SupervisedSepCLR(Objective):
@@ -294,13 +297,15 @@ class SupervisedSepCLR(Objective):
                 f"and attributes of shape {tuple(attributes.shape)}; give one view with a column for each attribute."
             )
         salient, teacher = batch.salient[0], batch.teachers[0]
-        sums = [gaussian_logsumexp([gather(c)], self.temperature)[0] for c in batch.common[1:]]
-        first, *of_columns, joint = gaussian_logsumexp(
-            [gather(batch.common[0]), *(gather(column) for column in teacher.T[:, :, None])], self.temperature
-        )
-        common = batch.alignment(batch.common) + torch.stack([_uniformity(s) for s in (first, *sums)]).mean()
-        columns = []
-        for k, of_column in enumerate(of_columns):
+        codes = [gather(c) for c in batch.common]
+        columns = [gather(column) for column in teacher.T[:, :, None]]
+        count = len(codes[0].all)
+        joint, totals = gaussian_logsumexp([codes[0], *columns], self.temperature)
+        sums = [totals[0], *(gaussian_logsumexp([code], self.temperature)[0] for code in codes[1:])]
+        spread = torch.stack([_uniformity(of_view, count) for of_view in sums]).mean()
+        common = batch.alignment(batch.common) + spread
+        of_salient = batch.zero
+        for k, of_column in enumerate(totals[1:]):
             discrete = k in self.discrete
             temperature = self.temperature if discrete else self.attribute_temperature
             width = 1e-5 if discrete else 2 * temperature
@@ -308,8 +313,8 @@ class SupervisedSepCLR(Objective):
                 salient[batch.is_target, k], attributes[batch.is_target, k].to(salient), width
             )
             rest = batch.background(salient[:, k : k + 1], temperature)
-            columns.append(_uniformity(of_column) + (agreement + rest) / 2)
-        of_salient = torch.stack(columns).mean()
+            term = _uniformity(of_column, count) + (agreement + rest) / 2
+            of_salient = of_salient + term / len(columns)
         information = -_entropy(joint)
         self.log(common=common, salient=of_salient, information=information)
         return common + self.salient_weight * of_salient + self.information_weight * information

@@ -1,8 +1,8 @@
 """Log-sum-exps of Gaussian kernels between the points of a batch, in memory linear in their number.
 
 For points ``x_i`` in one or several spaces and a bandwidth ``t``, the kernel of a pair is
-``exp(-|x_i - x_j|^2 / 2t)``, and that of the joint space is the product over the spaces. Uniformity, kernel
-entropies and kernel mutual information are all functions of its row sums without the own pair (which is 1).
+``exp(-|x_i - x_j|^2 / 2t)``, and that of the joint space is the product over the spaces. Uniformity is a function of
+the sum of all kernels without the own pairs (which are 1), a kernel entropy of the row sums.
 
 The matrices of all spaces are visited together, a square tile at a time; with one process only tiles on and
 above the diagonal, each of which serves its rows and its columns. Their product comes from the same
@@ -29,8 +29,8 @@ _KEPT_ENTRIES = 2**23
 _TINY = 1e-20
 
 
-def gaussian_logsumexp(spaces: Sequence[Gathered], temperature: float) -> list[Tensor]:
-    """``log sum_{j != i} exp(-|x_i - x_j|^2 / 2t)`` of each own row, for each space and for all jointly.
+def gaussian_logsumexp(spaces: Sequence[Gathered], temperature: float) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """``log sum_{j != i} exp(-sum_k |x_ki - x_kj|^2 / 2t)`` of each own row, and the total of each space.
 
     Args:
         spaces: for each space the own rows ``(M, D)`` and those of all processes ``(N, D)``, from
@@ -38,9 +38,10 @@ def gaussian_logsumexp(spaces: Sequence[Gathered], temperature: float) -> list[T
         temperature: ``t``, the squared bandwidth of the kernels.
 
     Returns:
-        ``(M,)`` in at least float32 for each space and, of two or more, one for the product of their kernels.
-        ``-inf`` where nothing is left to sum over, and where a row is so far from all others that its sum
-        cannot be told from 0 beside the largest.
+        The log-sum of each own row for all spaces jointly, ``(M,)``, and for each of two or more spaces the scalar
+        ``log sum_i sum_{j != i} exp(-|x_i - x_j|^2 / 2t)`` over the own rows ``i``. In at least float32; ``-inf`` where
+        nothing is left to sum over, and where a row is so far from all others that its sum cannot be told from 0
+        beside the nearest pairs.
 
     Raises:
         RuntimeError: when matrices of more than ``2**18`` entries are differentiated twice.
@@ -53,10 +54,8 @@ def gaussian_logsumexp(spaces: Sequence[Gathered], temperature: float) -> list[T
             local.append((at_least_float32(space.local) - centre) / math.sqrt(temperature))
             if not alone:
                 everywhere.append((at_least_float32(space.all) - centre) / math.sqrt(temperature))
-        result: tuple[Tensor, ...] = _GaussianLogSumExp.apply(
-            spaces[0].start, len(spaces), *local, *everywhere
-        )
-    return list(result)
+        rows, *totals = _GaussianLogSumExp.apply(spaces[0].start, len(spaces), *local, *everywhere)
+    return rows, tuple(totals)
 
 
 class _GaussianLogSumExp(torch.autograd.Function):
@@ -67,14 +66,14 @@ class _GaussianLogSumExp(torch.autograd.Function):
         local, everywhere = points[:num_spaces], points[num_spaces:]
         budget = _KEPT_ENTRIES if any(ctx.needs_input_grad) else 0
         tiles = _Tiles(local, everywhere, start, [0.0] * num_spaces, budget)
-        sums = _row_sums(tiles)
-        if any(float(total.max()) < _TINY for total in sums[:num_spaces] if len(total)):
+        sums = _sums(tiles)
+        if any(float(x.sum()) < _TINY for x in sums[1:] or sums):
             tiles = _Tiles(local, everywhere, start, _largest_logits(tiles), budget)
-            sums = _row_sums(tiles)
-        shifts = [*tiles.shifts, sum(tiles.shifts)]
+            sums = _sums(tiles)
+        shifts = [sum(tiles.shifts), *tiles.shifts]
         ctx.save_for_backward(*points, *sums)
         ctx.start, ctx.num_spaces, ctx.shifts, ctx.kept = start, num_spaces, tiles.shifts, tiles.kept
-        return tuple(total.log() + shift for total, shift in zip(sums, shifts, strict=False))
+        return tuple(x.log() + shift for x, shift in zip(sums, shifts, strict=False))
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -159,17 +158,19 @@ class _Tiles:
         return logits
 
 
-def _row_sums(tiles: _Tiles) -> list[Tensor]:
-    """Row sums of each space's kernel and, of two or more, of their product."""
-    num_sums = len(tiles.rows) + (len(tiles.rows) > 1)
-    sums = [tiles.rows[0].new_zeros(len(tiles.rows[0])) for _ in range(num_sums)]
+def _sums(tiles: _Tiles) -> list[Tensor]:
+    """Row sums of the product of all kernels and, of two or more, the total of each."""
+    rows_of_product = tiles.rows[0].new_zeros(len(tiles.rows[0]))
+    totals = [tiles.rows[0].new_zeros(()) for _ in tiles.rows] if len(tiles.rows) > 1 else []
     for rows, columns, kernels in tiles:
-        products = [reduce(torch.mul, kernels)] if len(kernels) > 1 else []
-        for total, kernel in zip(sums, [*kernels, *products], strict=True):
-            total[rows] += kernel.sum(1)
-            if tiles.symmetric and rows != columns:
-                total[columns] += kernel.sum(0)
-    return sums
+        twice = tiles.symmetric and rows != columns
+        product = reduce(torch.mul, kernels)
+        rows_of_product[rows] += product.sum(1)
+        if twice:
+            rows_of_product[columns] += product.sum(0)
+        for total, kernel in zip(totals, kernels, strict=False):
+            total.add_(kernel.sum(), alpha=2 if twice else 1)
+    return [rows_of_product, *totals]
 
 
 def _largest_logits(tiles: _Tiles) -> list[float]:
@@ -182,41 +183,32 @@ def _largest_logits(tiles: _Tiles) -> list[float]:
 
 
 def _gradients(tiles: _Tiles, weights: list[Tensor]) -> list[Tensor]:
-    """Gradients of the points, from upstream gradients over row sums."""
-    # With a column of ones, one product gives sum_j w_ij x_j and sum_j w_ij.
-    rows_with_one = [torch.cat([a, torch.ones_like(a[:, :1])], 1) for a in tiles.rows]
-    columns_with_one = rows_with_one
-    row_totals = [torch.zeros_like(a) for a in rows_with_one]
-    column_totals = row_totals
-    if not tiles.symmetric:
-        columns_with_one = [torch.cat([b, torch.ones_like(b[:, :1])], 1) for b in tiles.columns]
-        column_totals = [torch.zeros_like(b) for b in columns_with_one]
-
-    def weigh(kernel: Tensor, weight: Tensor, rows: slice, columns: slice) -> Tensor:
-        return kernel * (weight[rows, None] + weight[columns] if tiles.symmetric else weight[rows, None])
-
+    """Gradients of the points, from upstream gradients over sums: those of rows and those of totals."""
+    points = [*tiles.rows] if tiles.symmetric else [*tiles.rows, *tiles.columns]
+    moved = [torch.zeros_like(x) for x in points]  # sum_j w_ij x_j
+    mass = [torch.zeros_like(x[:, 0]) for x in points]  # sum_j w_ij
+    of_columns = 0 if tiles.symmetric else len(tiles.rows)  # where the columns stand among the points
+    of_rows, *of_totals = weights
+    of_totals = [2 * w if tiles.symmetric else w for w in of_totals]  # for (i, j) and (j, i)
     for rows, columns, kernels in tiles:
-        joint = weigh(reduce(torch.mul, kernels), weights[-1], rows, columns) if len(kernels) > 1 else None
+        ends = of_rows[rows, None] + of_rows[columns] if tiles.symmetric else of_rows[rows, None]
+        joint = reduce(torch.mul, kernels, ends)
         for k, kernel in enumerate(kernels):
-            pairs = weigh(kernel, weights[k], rows, columns)
-            if joint is not None:
-                pairs += joint
-            row_totals[k][rows].addmm_(pairs, columns_with_one[k][columns])
+            pairs = torch.addcmul(joint, kernel, of_totals[k]) if of_totals else joint
+            moved[k][rows].addmm_(pairs, tiles.columns[k][columns])
+            mass[k][rows] += pairs.sum(1)
             if not (tiles.symmetric and rows == columns):
-                column_totals[k][columns].addmm_(pairs.T, rows_with_one[k][rows])
-    points, totals = [*tiles.rows], row_totals
-    if not tiles.symmetric:
-        points, totals = [*tiles.rows, *tiles.columns], [*row_totals, *column_totals]
-    return [total[:, :-1] - total[:, -1:] * x for total, x in zip(totals, points, strict=True)]
+                moved[of_columns + k][columns].addmm_(pairs.T, tiles.rows[k][rows])
+                mass[of_columns + k][columns] += pairs.sum(0)
+    return [towards - total[:, None] * x for towards, total, x in zip(moved, mass, points, strict=True)]
 
 
 def _dense(local: Sequence[Tensor], everywhere: Sequence[Tensor], start: int) -> list[Tensor]:
     """The definition, differentiable any number of times."""
     logits = [a @ b.T - _half_square(a) - _half_square(b).T for a, b in zip(local, everywhere, strict=True)]
-    if len(logits) > 1:
-        logits.append(torch.stack(logits).sum(0))
     own = torch.ones_like(logits[0], dtype=torch.bool).triu(start).tril(start)
-    return [values.masked_fill(own, -torch.inf).logsumexp(1) for values in logits]
+    joint, *each = (x.masked_fill(own, -torch.inf) for x in (torch.stack(logits).sum(0), *logits))
+    return [joint.logsumexp(1), *(x.logsumexp((0, 1)) for x in each if len(logits) > 1)]
 
 
 def _half_square(x: Tensor) -> Tensor:
@@ -225,4 +217,4 @@ def _half_square(x: Tensor) -> Tensor:
 
 def _tile_size(device: torch.device) -> int:
     """Tiles that stay in a processor's cache."""
-    return 512 if device.type == "cpu" else 8192
+    return 256 if device.type == "cpu" else 8192

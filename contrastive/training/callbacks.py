@@ -73,7 +73,8 @@ def describe_run(trainer: Trainer, module: Pretrain) -> str:
         ),
         "run folder": str(run_folder(trainer)),
     }
-    return "Run plan\n" + "\n".join(f"  {name:<14}{value}" for name, value in rows.items())
+    width = max(14, 1 + max(map(len, rows)))
+    return "Run plan\n" + "\n".join(f"  {name:<{width}}{value}" for name, value in rows.items())
 
 
 def _named(module: nn.Module) -> str:

@@ -62,13 +62,17 @@ def test_labels_are_zero_for_background_and_name_the_overlay(data):
     assert batch.inputs.shape == (100, 3, 32, 32)
     assert batch.inputs.dtype == torch.float32
     assert torch.equal(overlay_shown(batch.inputs), batch.labels > 0)
+    for batch in data.test_dataloader():  # in order, but mixed
+        assert 0.3 < float((batch.labels > 0).double().mean()) < 0.7
 
 
 def test_overlays_are_those_of_the_same_split_and_used_equally_often(data):
     overlays = data.opened[1]
     for plan, split in zip(data._plan, (overlays.train, overlays.test), strict=True):
-        assert torch.equal(split.labels[plan.overlay_rows], plan.factors.overlay[plan.factors.overlay >= 0])
-        uses = plan.overlay_rows.bincount(minlength=len(split.labels))
+        targets = plan.factors.overlay >= 0
+        rows = plan.overlay_rows[targets]
+        assert torch.equal(split.labels[rows], plan.factors.overlay[targets])
+        uses = rows.bincount(minlength=len(split.labels))
         assert int(uses.max()) - int(uses.min()) <= 1
 
 
