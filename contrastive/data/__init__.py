@@ -8,9 +8,20 @@ if TYPE_CHECKING:
     from contrastive.data.blending import BlendedData, blend
     from contrastive.data.check import DataReport, check_data
     from contrastive.data.module import ImageData
+    from contrastive.data.pairs import PairData
     from contrastive.data.tensors import TensorData
 
-__all__ = ["Batch", "BlendedData", "DataReport", "ImageData", "Loader", "TensorData", "blend", "check_data"]
+__all__ = [
+    "Batch",
+    "BlendedData",
+    "DataReport",
+    "ImageData",
+    "Loader",
+    "PairData",
+    "TensorData",
+    "blend",
+    "check_data",
+]
 
 # Imported on first use, so that whoever needs only `Batch` does not wait for Lightning.
 _LATER = {
@@ -18,6 +29,7 @@ _LATER = {
     "blend": "contrastive.data.blending",
     "ImageData": "contrastive.data.module",
     "TensorData": "contrastive.data.tensors",
+    "PairData": "contrastive.data.pairs",
     "DataReport": "contrastive.data.check",
     "check_data": "contrastive.data.check",
 }

@@ -1,5 +1,6 @@
 """Training: the LightningModules, their optimisers, and the callbacks that watch over a run."""
 
+from contrastive.training.bimodal import PretrainPairs
 from contrastive.training.callbacks import ExportEncoder, RunPlan, SaveOnStop, run_folder
 from contrastive.training.finetune import FineTune, load_classifier
 from contrastive.training.monitor import CollapseMonitor
@@ -14,6 +15,7 @@ __all__ = [
     "FineTune",
     "OptimizerConfig",
     "Pretrain",
+    "PretrainPairs",
     "RunPlan",
     "SaveOnStop",
     "Separate",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,13 +84,7 @@ class Pretrain(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        dim = getattr(encoder, "dim", None)
-        if not isinstance(dim, int):
-            raise TypeError(
-                f"encoder of Pretrain is a {type(encoder).__name__} whose dim is {dim!r}; an integer is "
-                "needed, the width of its features: set it (encoder.dim = 512) or use one of "
-                "contrastive.encoders."
-            )
+        dim = feature_width("encoder of Pretrain", encoder)
         if not 0 <= momentum < 1:
             raise ValueError(
                 f"momentum of Pretrain is {momentum}; give a number in [0, 1), 0 for no momentum encoder."
@@ -100,9 +95,7 @@ class Pretrain(LightningModule):
             )
         if seed < 0:
             raise ValueError(f"seed of Pretrain is {seed}; give 0 or more.")
-        projector = projector if projector is not None else ProjectionHead()
-        if callable(build := getattr(projector, "setup", None)):
-            build(dim)
+        projector = prepare_projector(projector if projector is not None else ProjectionHead(), dim)
         views = views if views is not None else SimCLRViews()
         if momentum and getattr(views, "num_views", 2) != 2:
             raise ValueError(
@@ -196,6 +189,11 @@ class Pretrain(LightningModule):
                 f"the run that is resumed was planned for {self._resumed_steps} optimiser steps, this one "
                 f"for {self._planned_steps}: the learning rate continues on the new schedule."
             )
+
+    def on_train_epoch_start(self) -> None:
+        """Tell the objective which epoch begins, and of how many."""
+        steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        self.objective.set_epoch(self.current_epoch, math.ceil(self.total_steps / steps))
 
     @property
     def further_encoders(self) -> dict[str, nn.Module]:
@@ -419,6 +417,28 @@ class Pretrain(LightningModule):
             }
             given["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
         self.save_hyperparameters(given, logger=False)
+
+
+def feature_width(role: str, encoder: nn.Module) -> int:
+    """Width of an encoder's features.
+
+    Raises:
+        TypeError: If it does not tell; names its ``role``.
+    """
+    width = getattr(encoder, "dim", None)
+    if not isinstance(width, int):
+        raise TypeError(
+            f"{role} is a {type(encoder).__name__} whose dim is {width!r}; an integer is needed, the width of its "
+            "features: set it (encoder.dim = 512) or use one of contrastive.encoders."
+        )
+    return width
+
+
+def prepare_projector(projector: nn.Module, width: int) -> nn.Module:
+    """Build a projector that waits for it, by its ``setup``, for features of this width."""
+    if callable(build := getattr(projector, "setup", None)):
+        build(width)
+    return projector
 
 
 def _describe_sizes(sizes: dict[str, int | None] | None) -> str:
