@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -254,7 +255,7 @@ class ExportClassifier(Callback):
         if not hasattr(data, "evaluation_loaders"):
             return
         start = time.perf_counter()
-        outcome = judge_classifier(pl_module, data)
+        outcome = judge_classifier(pl_module, data.evaluation_loaders()[1])
         split = getattr(data, "evaluation_split", "test")
         write_result(
             folder / "results",
@@ -276,12 +277,12 @@ class ExportClassifier(Callback):
 
 
 @torch.no_grad()
-def judge_classifier(module: FineTune, data: Any) -> Classification:
-    """Classify the test set of a data module, or the validation part where it has none, in this process."""
+def judge_classifier(module: FineTune, loader: Iterable[Batch]) -> Classification:
+    """Judge the classifier on labelled batches, in evaluation mode and in this process alone."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     scores, targets = [], []
-    for batch in data.evaluation_loaders()[1]:
+    for batch in loader:
         scores.append(module.classify(batch.inputs.to(module.device)).softmax(1).cpu())
         targets.append(batch.labels)
     for part, mode in modes:
