@@ -129,6 +129,17 @@ def test_list_names_what_the_packages_export(capsys: pytest.CaptureFixture[str])
     assert not any(name in listed for name in encoders.__all__)
 
 
+def test_the_guides_from_data_to_objective_leave_none_out() -> None:
+    from contrastive import objectives
+    from contrastive.cli.commands import GUIDE, NOT_TO_CHOOSE
+
+    page = (Path(__file__).parents[1] / "docs" / "objectives.md").read_text(encoding="utf-8")
+    named = {name.split("(")[0] for names in GUIDE.values() for name in names}
+    public = {name for name in objectives.__all__ if isinstance(getattr(objectives, name), type)}
+    assert named == public - NOT_TO_CHOOSE
+    assert all(f"`{name}" in page for name in named)
+
+
 # ---------------------------------------------------------------------- mistakes
 
 

@@ -102,6 +102,17 @@ PACKAGES: dict[str, set[str]] = {
     "data": set(),
     "training": {"LightningModule"},
 }
+# What the data offer -> the objectives for it, the one to start with first. docs/objectives.md says more.
+GUIDE = {
+    "views of samples": ("InfoNCE", "HardInfoNCE"),
+    "... in small batches": ("SogCLR",),
+    "... of rare and frequent kinds": ("ISogCLR", "CACR"),
+    "... three views and more": ("CACR", "GroCo"),
+    "... and their labels": ("SupCon", "Hydra"),
+    "pairs, as image and text": ("InfoNCE(negatives=cross)", "ISogCLR(negatives=cross)"),
+    "background and target samples": ("SepCLR", "SupervisedSepCLR"),
+    "labels, and a trained encoder": ("CoreTuning", "CrossEntropy"),
+}
 NOT_TO_CHOOSE = {"Objective", "Views", "Recipe", "Batch", "Loader", "DataReport"}
 
 
@@ -116,6 +127,9 @@ def public_classes(
     lines = []
     for package in PACKAGES if kind == "all" else (kind,):
         lines += [f"{package}:", *(f"  {name:<20}{about}" for name, about in _classes_of(package)), ""]
+        if package == "objectives":
+            lines += ["which objective (* to start with):"]
+            lines += [f"  {data:<34}* {', '.join(names)}" for data, names in GUIDE.items()] + [""]
     if kind in ("all", "data"):
         lines.append(
             "sources of ImageData: digits, a torchvision data set (CIFAR10, ...), a folder of images or of Parquet "
@@ -132,14 +146,17 @@ def _classes_of(package: str) -> Iterator[tuple[str, str]]:
             if not isinstance(node, ast.ClassDef) or node.name not in public or node.name in NOT_TO_CHOOSE:
                 continue
             if not PACKAGES[package] or PACKAGES[package] & {ast.unparse(base) for base in node.bases}:
-                yield node.name, (ast.get_docstring(node) or "").split("\n")[0]
+                about = (ast.get_docstring(node) or "").split("\n")[0]
+                needs = ", ".join(name for name in _assigned(node, "requires") if name != "index")
+                yield node.name, f"{about} Needs {needs}." if needs else about
 
 
-def _assigned(module: ast.Module, name: str) -> list[str]:
-    for node in module.body:
+def _assigned(scope: ast.Module | ast.ClassDef, name: str) -> Sequence[str]:
+    """The literal that ``scope`` assigns to ``name``; nothing if there is none."""
+    for node in scope.body:
         if isinstance(node, ast.Assign) and any(
             isinstance(t, ast.Name) and t.id == name for t in node.targets
         ):
-            found: list[str] = ast.literal_eval(node.value)
+            found: Sequence[str] = ast.literal_eval(node.value)
             return found
-    return []
+    return ()

@@ -111,6 +111,7 @@ class Run:
                 "accelerator": "cpu",
                 "devices": 1,
                 "logger": False,
+                "default_root_dir": self.folder,
                 "enable_progress_bar": False,
                 "enable_model_summary": False,
                 "limit_val_batches": 0,
