@@ -19,9 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contrastive.objectives.inputs import check_choice, check_temperature, check_views, zero_loss
-from contrastive.similarity import average, gather, global_sum, stream_rows
+from contrastive.similarity import average, gather, global_sum, stream_rows, stream_subspace
 from contrastive.similarity.rows import at_least_float32
-from contrastive.similarity.subspace import stream_subspace
 
 
 def gated_contrast(

@@ -4,6 +4,7 @@ from contrastive.similarity.distributed import Gathered, average, gather, global
 from contrastive.similarity.gaussian import gaussian_logsumexp
 from contrastive.similarity.rows import stream_rows
 from contrastive.similarity.softmax import logsumexp_both, logsumexp_cross, logsumexp_self
+from contrastive.similarity.subspace import stream_subspace
 
 __all__ = [
     "Gathered",
@@ -16,5 +17,6 @@ __all__ = [
     "logsumexp_cross",
     "logsumexp_self",
     "stream_rows",
+    "stream_subspace",
     "world_size",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 from contrastive import Hydra
 from contrastive.functional import gated_contrast, sup_con
 from contrastive.objectives.gates import GateGenerator, draw_partners, expected_open
-from contrastive.similarity.subspace import stream_subspace
+from contrastive.similarity import stream_subspace
 from contrastive.testing import CHECKS, ObjectiveCase
 
 FLOAT64, FLOAT32 = torch.float64, torch.float32
