@@ -1,0 +1,196 @@
+"""SogCLR and iSogCLR against InfoNCE: long-tailed data with a temperature a sample, and small batches.
+
+    python scripts/reproduce/isogclr.py --scale digits
+    python scripts/reproduce/isogclr.py --scale cifar --data FOLDER
+
+iSogCLR (Qiu et al., ICML 2023, arXiv 2305.11965) claims better representations of long-tailed data than any one
+temperature gives, with higher temperatures for samples of frequent semantics. SogCLR (Yuan et al., ICML 2022,
+arXiv 2202.12387) claims that small batches do not harm it. Encoders are judged by labelled samples of all classes
+alike: all of CIFAR-10, and of the digits, which are too easy for that, ten of each class, averaged over ten draws.
+Large and small batches see equally many samples; the learning rate follows the square root of the batch.
+"""
+
+import math
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+from study import Arm, Claim, Results, Run, Study, better, main, value
+
+from contrastive import (
+    ConvEncoder,
+    ImageData,
+    InfoNCE,
+    ISogCLR,
+    Pretrain,
+    ProjectionHead,
+    SimCLRViews,
+    SogCLR,
+)
+from contrastive.data.sources import few_of_each
+from contrastive.evaluation import extract_features, knn_classify, linear_probe
+from contrastive.training.optim import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Data, network and budget of a scale."""
+
+    data: dict[str, Any]
+    encoder: dict[str, Any]
+    views: dict[str, Any]
+    imbalance: float
+    batch: int
+    """Samples a step on long-tailed data."""
+    large: int
+    small: int
+    samples: int
+    """Samples seen in a run, again and again."""
+    labels_per_class: int
+    """Labelled samples that encoders are judged by; 0 for all."""
+
+
+SETTINGS = {
+    "digits": Setting(
+        data={"source": "digits", "size": 8, "channels": 1},
+        encoder={"in_channels": 1, "widths": [32, 64], "blocks": [0, 0]},
+        views={
+            "size": 8,
+            "crop_scale": (0.4, 1.0),
+            "rotation": 20.0,
+            "flip": 0.0,
+            "grey": 0.0,
+            "jitter": (0.4, 0.4, 0.0, 0.0),
+        },
+        imbalance=0.05,
+        batch=64,
+        large=256,
+        small=32,
+        samples=10_000,
+        labels_per_class=10,
+    ),
+    "cifar": Setting(
+        data={"source": "cifar10", "size": 32},
+        encoder={"widths": [24, 48, 96], "blocks": [0, 1, 0]},
+        views={"size": 24, "crop_scale": (0.25, 1.0)},
+        imbalance=0.01,
+        batch=128,
+        large=512,
+        small=32,
+        samples=60_000,
+        labels_per_class=0,
+    ),
+}
+OBJECTIVES = {"InfoNCE": InfoNCE, "SogCLR": SogCLR, "iSogCLR": ISogCLR}
+
+
+def train(run: Run) -> dict[str, float]:
+    setting = SETTINGS[run.scale]
+    name, kind = run.arm.split(", ")
+    batch = {"long tail": setting.batch, "large batch": setting.large, "small batch": setting.small}[kind]
+    data = ImageData(
+        **setting.data,
+        root=run.data,
+        seed=run.seed,
+        batch_size=batch,
+        imbalance=setting.imbalance if kind == "long tail" else 1.0,
+        validation_fraction=0.2 if run.tuning else 0.0,
+    )
+    objective = OBJECTIVES[name](**run.settings)
+    module = Pretrain(
+        ConvEncoder(**setting.encoder),
+        objective,
+        ProjectionHead(256),
+        SimCLRViews(**setting.views),
+        OptimizerConfig(learning_rate=2e-3 * math.sqrt(batch / 256)),
+        seed=run.seed,
+    )
+    run.fit(module, data, steps=2 if run.smoke else setting.samples // batch)
+    metrics = judge(module.encoder, data, run)
+    return metrics | (follows_class_size(objective, data) if isinstance(objective, ISogCLR) else {})
+
+
+def judge(encoder: ConvEncoder, data: ImageData, run: Run) -> dict[str, float]:
+    """Nearest neighbours and linear probe; while tuning, nearest neighbours on the validation part."""
+    train_loader, test_loader = data.evaluation_loaders()
+    bank = extract_features(encoder, train_loader)
+    if run.tuning:  # labelled by the training part as it was before its classes were thinned
+        bank, queries = (bank.rows(part) for part in data.parts)
+    else:
+        queries = extract_features(encoder, test_loader)
+    labels_per_class = SETTINGS[run.scale].labels_per_class
+    banks = [bank]
+    if labels_per_class:
+        draws = range(2 if run.smoke else 10)
+        banks = [bank.rows(few_of_each(bank.labels, data.num_classes, labels_per_class, i)) for i in draws]
+    k = labels_per_class or 20
+    knn = statistics.fmean(knn_classify(b, queries, k=k).accuracy for b in banks)
+    if run.tuning:
+        return {"score": knn}
+    probe = statistics.fmean(linear_probe(b, queries, C=1.0).accuracy for b in banks)
+    return {"knn": knn, "probe": probe}
+
+
+def follows_class_size(objective: ISogCLR, data: ImageData) -> dict[str, float]:
+    """Rank correlation, over classes, of the mean learned temperature with the number of samples."""
+    assert data.known.train_labels is not None
+    labels = data.known.train_labels[data.rows[0]]
+    temperature = objective.state_table()["temperature"]
+    sizes = torch.bincount(labels, minlength=data.num_classes)
+    means = torch.zeros(data.num_classes).index_add(0, labels, temperature) / sizes
+    return {"spearman": float(spearmanr(sizes, means).statistic), "temperature": float(means.mean())}
+
+
+def less_harm(results: Results) -> list[float]:
+    """What the small batch costs InfoNCE in nearest neighbours, minus what it costs SogCLR; one a seed."""
+
+    def costs(name: str) -> list[float]:
+        return better(f"{name}, large batch", f"{name}, small batch", "knn")(results)
+
+    return [info - sog for info, sog in zip(costs("InfoNCE"), costs("SogCLR"), strict=True)]
+
+
+def study(scale: str, smoke: bool) -> Study:
+    setting = SETTINGS[scale]
+    temperatures = [{"temperature": t} for t in (0.1, 0.2, 0.5)]
+    individual = [{"rho": rho} for rho in (0.1, 0.2, 0.4)]
+    return Study(
+        title="SogCLR (Yuan et al., ICML 2022) and iSogCLR (Qiu et al., ICML 2023)",
+        arms=[
+            Arm("InfoNCE, long tail", temperatures),
+            Arm("iSogCLR, long tail", individual),
+            Arm("InfoNCE, large batch", temperatures),
+            Arm("InfoNCE, small batch", temperatures),
+            Arm("SogCLR, large batch", temperatures),
+            Arm("SogCLR, small batch", temperatures),
+        ],
+        train=train,
+        claims=[
+            Claim(
+                "long tail: kNN above the best fixed temperature",
+                better("iSogCLR, long tail", "InfoNCE, long tail", "knn"),
+            ),
+            Claim(
+                "long tail: linear probe above the best fixed temperature",
+                better("iSogCLR, long tail", "InfoNCE, long tail", "probe"),
+            ),
+            Claim(
+                "class means of temperatures follow class sizes (Spearman at least 0.5)",
+                value("iSogCLR, long tail", "spearman"),
+                margin=0.5,
+            ),
+            Claim("a small batch costs SogCLR less kNN accuracy than InfoNCE", less_harm),
+        ],
+        seeds=5 if scale == "digits" else 3,
+        shown=["knn"] if smoke else ["knn", "probe", "spearman"],
+        setting=(
+            f"{scale}, smallest class {setting.imbalance:g} of the largest where long-tailed; batch {setting.batch}, "
+            f"large {setting.large}, small {setting.small}; {setting.samples:,} samples seen"
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main(study)
