@@ -4,14 +4,13 @@ Contrast-Regularized Fine-Tuning", NeurIPS 2021, arXiv 2102.06605.
 Cross entropy alone leaves the features of one class scattered. Core-tuning trains the classifier on three rows for
 each sample, whose labels are mixed as the features are:
 
-======================  ===========================================  ========================================
-row                     features                                     from
-======================  ===========================================  ========================================
-original                ``f_i``
-semi-hard negative      ``(1 - a_i) f_i + a_i f_n(i)``                a sample ``n(i)`` of another class, at random
-hard positive           ``b_i f_hp(i) + (1 - b_i) f_hn(i)``           the least similar of the class, the most similar
-                                                                     of the others
-======================  ===========================================  ========================================
+==================  ======================================  ==========================================================
+row                 features                                mixed with
+==================  ======================================  ==========================================================
+original            ``f_i``                                 nothing
+semi-hard negative  ``(1 - a_i) f_i + a_i f_n(i)``          ``n(i)``: a random sample of another class
+hard positive       ``b_i f_hp(i) + (1 - b_i) f_hn(i)``     least similar of the class, most similar of other classes
+==================  ======================================  ==========================================================
 
 and pulls rows of one class together by a supervised contrast of their projections ``z``, in which the pairs that are
 far apart weigh most. With ``p_rs`` the softmax of ``z_r·z_s / t`` over all rows but ``r`` itself:
@@ -28,7 +27,7 @@ the engine streams; the focal weights concern pairs of one class alone.
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -41,172 +40,22 @@ from contrastive.objectives.inputs import (
     check_temperature,
     check_views,
     sample_ids,
-    scaled_rows,
     zero_loss,
+)
+from contrastive.objectives.mixing import (
+    Draws,
+    Mixing,
+    SoftLabels,
+    Variant,
+    draw,
+    hardest_pairs,
+    mix,
+    mix_labels,
+    row_ids,
 )
 from contrastive.similarity import Gathered, gather, global_mean, rows
 
-Variant: TypeAlias = Literal["corrected", "released"]
 Classifier: TypeAlias = Callable[[Tensor], Tensor]
-
-
-class Draws(NamedTuple):
-    """The random choices of one step, ``(B,)`` each.
-
-    ``partners`` are rows of the global batch: n(i). ``negative`` is the share of the partner in the semi-hard
-    negative, ``positive`` that of the hardest positive in the hard positive, both in [0, 1].
-    """
-
-    partners: Tensor
-    negative: Tensor
-    positive: Tensor
-
-
-class SoftLabels(NamedTuple):
-    """Labels of mixed rows: class ``first`` with probability ``share``, otherwise ``second``; ``(R,)`` each."""
-
-    first: Tensor
-    second: Tensor
-    share: Tensor
-
-
-class Mixing(NamedTuple):
-    """What is mixed with what: the draws, and the hardest positive and negative ``(B,)`` in the global batch."""
-
-    draws: Draws
-    hard_positives: Tensor
-    hard_negatives: Tensor
-
-
-def draw(labels: Gathered, mixing_alpha: float, semi_hard: float, variant: Variant) -> Draws:
-    """Draw partners and shares from the global generator of the labels' device.
-
-    The partner is any sample of another class; as released, that of a random permutation of the own samples. Needs two
-    classes unless ``released``.
-    """
-    device, count = labels.local.device, len(labels.local)
-    if variant == "released":
-        partners = torch.randperm(count, device=device) + labels.start
-    else:  # in the order of the classes, the samples of another class are all but one segment
-        order = labels.all.argsort(stable=True)
-        sorted_labels = labels.all[order]
-        begin = torch.searchsorted(sorted_labels, labels.local)
-        size = torch.searchsorted(sorted_labels, labels.local, right=True) - begin
-        others = len(order) - size
-        place = (torch.rand(count, device=device, dtype=torch.float64) * others).long().clamp(max=others - 1)
-        partners = order[place + torch.where(place < begin, torch.zeros_like(size), size)]
-    alpha = torch.tensor(float(mixing_alpha), device=device)
-    negative, positive = torch.distributions.Beta(alpha, alpha).sample((2, count))
-    return Draws(partners, negative.clamp(min=semi_hard), positive)
-
-
-@torch.no_grad()
-def hardest_pairs(
-    features: Gathered, labels: Gathered, variant: Variant = "corrected"
-) -> tuple[Tensor, Tensor]:
-    """The least similar sample of each own sample's class and the most similar of the others, by cosine.
-
-    A sample alone in its class is its own hardest positive. As released, entries outside the class are zeros in the
-    search, and position 0 means that nothing was found: for features that are never negative, that hardly ever finds
-    the hardest positive.
-
-    Args:
-        features: ``(B, D)`` and those of all processes ``(N, D)``.
-        labels: ``(B,)`` and ``(N,)`` integers.
-        variant: as described.
-
-    Returns:
-        Positions in the global batch, ``(B,)`` each: hardest positive, hardest negative.
-    """
-    queries, keys = scaled_rows(features.local, 1.0), scaled_rows(features.all, 1.0)
-    own = torch.arange(len(queries), device=queries.device) + features.start
-    positives, negatives = own.clone(), own.clone()
-    block_size = rows.choose_block_size(len(keys), queries.device)
-    for start in range(0, len(queries), block_size):
-        block = slice(start, min(start + block_size, len(queries)))
-        similarity = torch.mm(queries[block], keys.T)
-        same = labels.local[block, None] == labels.all
-        others = same.scatter(1, own[block, None], False)
-        if variant == "released":
-            negatives[block] = similarity.masked_fill(same, 0.0).argmax(1)
-            found = similarity.masked_fill(~others, 0.0).argmin(1)
-            positives[block] = torch.where(found == 0, own[block], found)
-        else:
-            negatives[block] = similarity.masked_fill(same, -torch.inf).argmax(1)
-            found = similarity.masked_fill(~others, torch.inf).argmin(1)
-            positives[block] = torch.where(others.any(1), found, own[block])
-    return positives, negatives
-
-
-def mix(x: Tensor, mixing: Mixing | None, originals: Tensor | None = None) -> Tensor:
-    """Originals, semi-hard negatives and hard positives of ``x`` ``(B, ...)``, one below the other: ``(3B, ...)``.
-
-    Args:
-        x: own samples; gathered here.
-        mixing: what to mix; None returns the originals alone.
-        originals: takes the place of ``x`` as the originals.
-    """
-    originals = x if originals is None else originals
-    if mixing is None:
-        return originals
-    (partners, negative, positive), hard_positives, hard_negatives = mixing
-    everyone = gather(x).all
-    partner, close, far = (everyone.index_select(0, i) for i in (partners, hard_negatives, hard_positives))
-    negative, positive = (share.to(x.dtype)[:, None] for share in (negative, positive))
-    return torch.cat([originals, torch.lerp(x, partner, negative), torch.lerp(close, far, positive)])
-
-
-def mix_labels(labels: Gathered, mixing: Mixing | None) -> SoftLabels:
-    """The labels of the rows that :func:`mix` returns."""
-    own, everyone = labels.local, labels.all
-    if mixing is None:
-        return SoftLabels(own, own, torch.ones(len(own), device=own.device))
-    (partners, negative, positive), hard_positives, hard_negatives = mixing
-    return SoftLabels(
-        torch.cat([own, everyone[partners], everyone[hard_positives]]),
-        torch.cat([own, own, everyone[hard_negatives]]),
-        torch.cat([torch.ones_like(negative), negative, positive]),
-    )
-
-
-def soft_cross_entropy(logits: Tensor, labels: SoftLabels) -> Tensor:
-    """Cross entropy ``(R,)`` of ``logits`` ``(R, C)`` with soft labels."""
-    log_probabilities = logits.log_softmax(1)
-    first = log_probabilities.gather(1, labels.first[:, None])[:, 0]
-    second = log_probabilities.gather(1, labels.second[:, None])[:, 0]
-    return -torch.lerp(second, first, labels.share.to(logits.dtype))
-
-
-def row_ids(labels: SoftLabels, classes: Gathered, variant: Variant = "corrected") -> tuple[Tensor, Tensor]:
-    """Which of the rows of :func:`mix` are positives of each other: those of equal ids, by exact comparison.
-
-    Pure rows have the id of their class. A hard positive stands for the class of its anchor, weighted by the share of
-    that class; a semi-hard negative for itself alone. As released, rows of equal soft labels are positives, no others.
-
-    Args:
-        labels: of the rows, ``(R,)``.
-        classes: labels ``(B,)`` and ``(N,)`` of the samples.
-        variant: as described.
-
-    Returns:
-        Ids ``(R,)``, unique across processes, and weights ``(R,)`` in (0, 1].
-    """
-    first, second, share = labels
-    only = torch.where(share == 0, second, first)
-    pure = (first == second) | (share == 0) | (share == 1)
-    if variant == "released":
-        low, high = torch.minimum(only, second), torch.maximum(only, second)
-        share_of_low = torch.where(first <= second, share, 1 - share)
-        key = torch.stack([low, high, share_of_low, 1 - share_of_low], 1)
-        key = torch.where(pure[:, None], torch.stack([only, only, pure, ~pure], 1), key)
-        every_key = gather(key.double())
-        ids = torch.unique(every_key.all, dim=0, return_inverse=True)[1]
-        return ids[every_key.start : every_key.start + len(first)], torch.ones_like(share)
-    place = torch.arange(len(first), device=first.device)
-    own = -1 - (place + len(first) // max(len(classes.local), 1) * classes.start)
-    hard = place >= 2 * len(classes.local)
-    ids = torch.where(pure, only, torch.where(hard, first, own))
-    return ids, torch.where(hard & ~pure, share, torch.ones_like(share))
 
 
 class CoreTuning(Objective):
@@ -227,6 +76,9 @@ class CoreTuning(Objective):
     - the sum over positives is divided by their number; released: by that of all rows, so that the contrast all but
       vanishes with many classes (``average`` overrides either);
     - originals train the encoder; released: they train classifier and head only.
+
+    In both, rows are compared by exact identities of their soft labels; the 32-bit hash of the official code takes some
+    rows of different labels for positives, with many classes most of them.
 
     A batch with one class has no hard negatives: then only its originals are used, with a warning (as released, the
     class is mixed with itself). Processes mine and mix in the global batch; each draws for its own samples.
@@ -398,3 +250,11 @@ def _linear(layer: nn.Module, x: Tensor) -> Tensor:
     assert isinstance(layer, nn.Linear)
     bias = None if layer.bias is None else layer.bias.to(x.dtype)
     return F.linear(x, layer.weight.to(x.dtype), bias)
+
+
+def soft_cross_entropy(logits: Tensor, labels: SoftLabels) -> Tensor:
+    """Cross entropy ``(R,)`` of ``logits`` ``(R, C)`` with soft labels."""
+    log_probabilities = logits.log_softmax(1)
+    first = log_probabilities.gather(1, labels.first[:, None])[:, 0]
+    second = log_probabilities.gather(1, labels.second[:, None])[:, 0]
+    return -torch.lerp(second, first, labels.share.to(logits.dtype))

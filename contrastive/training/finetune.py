@@ -250,7 +250,8 @@ class ExportClassifier(Callback):
         dry = trainer.fast_dev_run  # type: ignore[attr-defined]
         if not isinstance(pl_module, FineTune) or not trainer.is_global_zero or dry:
             return
-        folder, data = run_folder(trainer), getattr(trainer, "datamodule", None)
+        folder = run_folder(trainer)
+        data: Any = getattr(trainer, "datamodule", None)
         save_classifier(pl_module.classifier, folder, pl_module.class_names)
         if not hasattr(data, "evaluation_loaders"):
             return
@@ -278,11 +279,17 @@ class ExportClassifier(Callback):
 
 @torch.no_grad()
 def judge_classifier(module: FineTune, loader: Iterable[Batch]) -> Classification:
-    """Judge the classifier on labelled batches, in evaluation mode and in this process alone."""
+    """Judge the classifier on labelled batches, in evaluation mode and in this process alone.
+
+    Raises:
+        ValueError: If a batch has no labels.
+    """
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     scores, targets = [], []
     for batch in loader:
+        if batch.labels is None:
+            raise ValueError("judge_classifier: a batch has no labels; give a labelled test set.")
         scores.append(module.classify(batch.inputs.to(module.device)).softmax(1).cpu())
         targets.append(batch.labels)
     for part, mode in modes:

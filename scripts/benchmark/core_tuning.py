@@ -35,7 +35,7 @@ def inputs(batch: int, dim: int, classes: int):
 def ours(variant: str) -> Contestant:
     def build(**sizes: int) -> Problem:
         from contrastive import CoreTuning
-        from contrastive.objectives.core_tuning import Draws
+        from contrastive.objectives.mixing import Draws
 
         features, labels, classifier, head, draws = inputs(**sizes)
         objective = CoreTuning(ETA, TEMPERATURE, variant=variant, dim=sizes["dim"])

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from contrastive import CoreTuning, CrossEntropy
 from contrastive.functional import focal_contrast
 from contrastive.objectives import Objective
-from contrastive.objectives.core_tuning import (
+from contrastive.objectives.mixing import (
     Draws,
     Mixing,
     draw,
@@ -205,11 +205,9 @@ def naive(
         mates = [s for s in range(len(z)) if s != r and members[s][0] == members[r][0]]
         if not mates:
             continue
-        logits = {s: z[r] @ z[s] / t for s in range(len(z)) if s != r}
-        log_sum = torch.stack(list(logits.values())).logsumexp(0)
-        terms = [members[s][1] * (logits[s] - log_sum) * (1 - (logits[s] - log_sum).exp()) for s in mates]
-        if not focal:
-            terms = [members[s][1] * (logits[s] - log_sum) for s in mates]
+        logits = z @ z[r] / t
+        log_p = logits - torch.cat([logits[:r], logits[r + 1 :]]).logsumexp(0)
+        terms = [members[s][1] * log_p[s] * ((1 - log_p[s].exp()) if focal else 1) for s in mates]
         by_rows = (average or {"released": "rows"}.get(variant)) == "rows"
         normaliser = len(z) if by_rows else sum(members[s][1] for s in mates)
         losses = losses - members[r][1] * sum(terms) / normaliser
