@@ -9,14 +9,14 @@ from contrastive.data.datasets import DatasetImages
 from contrastive.data.images import Source, Split
 
 ANGLES = 5
-WIDTHS = {"fine": 4.0, "coarse": 9.0}
+WIDTHS = {"fine": 6.0, "coarse": 12.0}
 """Names and periods of the stripes, in pixels of a 32-pixel image."""
 
 
 def textures(train: int = 2800, test: int = 700) -> Source:
-    """Stripes in two colours with noise, in ten classes: five directions, fine or coarse.
+    """Stripes in two colours with noise, in ten classes: five directions, fine or coarse, each with a hue of its own.
 
-    Colours, phase, contrast, noise and small deviations of direction and width are each image's own.
+    The darker colour, brightness, phase, contrast, noise and deviations of hue, direction and width are each image's.
 
     Args:
         train: number of training images, the same ones in every call.
@@ -45,7 +45,9 @@ def stripes(labels: Tensor, generator: torch.Generator, size: int = 32) -> Tenso
     distance = angles.cos() * along + angles.sin() * along[:, None]
     wave = torch.sin(2 * math.pi * (distance / (periods * uniform(0.85, 1.15)) + uniform(0, 1)))
     share = 0.5 + 0.5 * uniform(0.6, 1.0) * wave
-    first, second = uniform(0, 1, 3, 1, 1), uniform(0, 1, 3, 1, 1)
+    hue = (labels / (ANGLES * len(WIDTHS)))[:, None, None, None] + uniform(-0.06, 0.06, 1, 1, 1)
+    first = 0.5 + 0.5 * torch.cos(2 * math.pi * (hue + torch.arange(3)[:, None, None] / 3))
+    first, second = first * uniform(0.6, 1.0, 1, 1, 1), uniform(0.0, 0.5, 3, 1, 1)
     images = share[:, None] * first + (1 - share[:, None]) * second
     images += 0.08 * torch.randn(images.shape, generator=generator)
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -192,7 +192,7 @@ def _gradients(tiles: _Tiles, weights: list[Tensor]) -> list[Tensor]:
     of_totals = [2 * w if tiles.symmetric else w for w in of_totals]  # for (i, j) and (j, i)
     for rows, columns, kernels in tiles:
         ends = of_rows[rows, None] + of_rows[columns] if tiles.symmetric else of_rows[rows, None]
-        joint = reduce(torch.mul, kernels, ends)
+        joint = reduce(Tensor.mul_, kernels[1:], ends * kernels[0])
         for k, kernel in enumerate(kernels):
             pairs = torch.addcmul(joint, kernel, of_totals[k]) if of_totals else joint
             moved[k][rows].addmm_(pairs, tiles.columns[k][columns])
