@@ -3,10 +3,10 @@
 from contrastive.objectives.cacr import cacr
 from contrastive.objectives.focal import focal_contrast
 from contrastive.objectives.gated import gated_contrast
+from contrastive.objectives.global_contrast import sogclr
 from contrastive.objectives.groco import groco
 from contrastive.objectives.hard import hard_info_nce
 from contrastive.objectives.infonce import info_nce, queue_info_nce
-from contrastive.objectives.isogclr import sogclr
 from contrastive.objectives.sepclr import alignment, kernel_entropy, kernel_mutual_information, uniformity
 from contrastive.objectives.sorting import soft_sort
 from contrastive.objectives.supcon import sup_con
