@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 
+from contrastive.cli import main
 from contrastive.data import Loader
 from contrastive.encoders import load_encoder
 from contrastive.objectives import InfoNCE, SepCLR, SupervisedSepCLR
@@ -173,3 +174,22 @@ def test_refuses_what_does_not_fit_before_the_first_batch(parts, trainer, option
 def test_refuses_a_batch_without_labels(parts, trainer):
     with pytest.raises(ValueError, match="the batch has no labels"):
         trainer().fit(build(parts), Loader(torch.randn(24, 6), batch_size=24))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trains_from_the_command_line(tmp_path, monkeypatch, pytestconfig):
+    config = pytestconfig.rootpath / "configs" / "vision" / "separate_digits.yaml"
+    monkeypatch.chdir(tmp_path)
+    small = ["--data.limit=200", "--data.batch_size=64", "--trainer.max_epochs=1"]
+    quiet = ["--extras.evaluate=false", "--extras.report=false", "--trainer.enable_progress_bar=false"]
+    choice = "--model.objective.information=vL1Out"
+    assert main(["fit", f"--config={config}", *small, *quiet, choice, "--run_dir=run"]) == 0
+    images = torch.rand(2, 3, 32, 32)
+    codes = [load_encoder(tmp_path / "run" / name)(images) for name in ("encoder", "common_encoder")]
+    assert [code.shape for code in codes] == [(2, 32), (2, 32)]
+    assert not torch.equal(*codes)
+    restored = Separate.load_from_checkpoint(
+        tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True
+    )
+    assert torch.equal(restored.eval()(images), codes[0])
+    assert restored.objective.network.kind == "vL1Out"
