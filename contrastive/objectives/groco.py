@@ -17,12 +17,12 @@ each row by about 1e-3. Plain SGD wants a very large learning rate (24 in the pa
 """
 
 import warnings
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from contrastive.objectives.base import Objective
 from contrastive.objectives.inputs import check_choice, check_views
@@ -34,11 +34,10 @@ from contrastive.objectives.sorting import (
     build_network,
 )
 from contrastive.similarity import average, gather, global_sum, stream_rows
-from contrastive.similarity.rows import choose_block_size
 
 NetworkName = Literal["odd_even", "bitonic", "merge"]
 
-# Anchors that are sorted at once times the wires and layers of the network: what fits a cache, or fills a GPU.
+# Anchors sorted at once times wires squared. Beyond, sweeps are made again in backward instead of being kept.
 _SORTED_ON_CPU, _SORTED_ON_GPU = 2**22, 2**27
 
 
@@ -112,42 +111,41 @@ def _groco(
         num_negatives = min(num_negatives, len(candidates.all) - 1)
         similarities = anchors @ others[:, :num_positive_views].transpose(1, 2)  # (B, views, positive views)
 
-    losses, in_order = [], torch.zeros(len(anchors), len(views), device=anchors.device)
+    # Views with as many positives, (m, (view, columns of its positives)), are sorted together: at most two groups.
+    groups: dict[int, list[tuple[int, list[int]]]] = {}
     for view in range(len(views)):
         columns = [column for column in range(num_positive_views) if column != view]
-        row_loss = _group_order(num_negatives, network, alpha, candidates.start, in_order[:, view])
-        num_wires = num_negatives + len(columns)
-        own, all_rows = anchors[:, view], candidates.all[:, view]
-        total = stream_rows(
-            own.detach(),  # of all similarities only those kept have a gradient
-            all_rows.detach(),
-            row_loss,
-            similarities[:, view, columns],
-            own,
-            all_rows,
-            block_size=_block_size(len(anchors), len(candidates.all), num_wires, anchors.device),
+        groups.setdefault(len(columns), []).append((view, columns))
+    loss, in_order = anchors.new_zeros(()), torch.zeros((), device=anchors.device)
+    for num_positives, members in groups.items():
+        negatives = torch.cat(
+            [
+                _nearest(anchors[:, view], candidates.all[:, view], num_negatives, candidates.start)
+                for view, _ in members
+            ]
         )
-        losses.append(average(total, len(anchors)) / num_wires)
-    share = global_sum(in_order.sum()) / (len(candidates.all) * len(views))
-    return torch.stack(losses).mean(), share, num_negatives
+        positives = torch.cat([similarities[:, view, columns] for view, columns in members])
+        in_order += (negatives.amax(1) < positives.amin(1)).sum()
+        total = _sum_over_anchors(negatives, positives, network, alpha)
+        loss = loss + average(total, len(anchors)) / (num_negatives + num_positives)
+    share = global_sum(in_order) / (len(candidates.all) * len(views))
+    return loss / len(views), share, num_negatives
 
 
-def _group_order(
-    num_negatives: int, network: str, alpha: Comparator, start: int, in_order: Tensor
-) -> Callable[..., Tensor]:
-    """Row loss: cross-entropy of the groups, summed over anchors and inputs; notes which anchors are in order."""
+def _nearest(anchors: Tensor, candidates: Tensor, k: int, start: int) -> Tensor:
+    """Products ``(M, k)`` of each anchor with its k nearest candidates but itself, in ascending order."""
+    values = anchors.new_empty(len(anchors), k)
+    nearest = torch.empty(len(anchors), k, dtype=torch.int64, device=anchors.device)
 
-    def row_loss(
-        similarity: Tensor, rows: slice, positives: Tensor, anchors: Tensor, candidates: Tensor
-    ) -> Tensor:
+    def select(similarity: Tensor, rows: slice) -> Tensor:
         itself = torch.arange(rows.start, rows.stop, device=similarity.device)[:, None] + start
         similarity.scatter_(1, itself, -torch.inf)  # a block that nobody else reads
-        negatives, nearest = _largest(similarity, num_negatives)
-        negatives, positives = _Products.apply(anchors[rows], candidates, nearest, negatives), positives[rows]
-        in_order[rows] = (negatives.amax(1) < positives.amin(1)).float()
-        return group_cross_entropy(negatives, positives, network, alpha)
+        values[rows], nearest[rows] = _largest(similarity, k)
+        return similarity.new_zeros(())
 
-    return row_loss
+    stream_rows(anchors.detach(), candidates.detach(), select)  # those not selected have no gradient
+    products: Tensor = _Products.apply(anchors, candidates, nearest, values)
+    return products
 
 
 def _largest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -196,6 +194,19 @@ class _Products(torch.autograd.Function):
                 mode="sum",
             )
         return grad_anchors, grad_candidates, None, None
+
+
+def _sum_over_anchors(negatives: Tensor, positives: Tensor, network: str, alpha: Comparator) -> Tensor:
+    """:func:`group_cross_entropy`, of so many anchors at a time that sorting them stays within a budget of memory."""
+    budget = _SORTED_ON_CPU if negatives.device.type == "cpu" else _SORTED_ON_GPU
+    rows = max(16, budget // (negatives.shape[1] + positives.shape[1]) ** 2)
+    if len(negatives) <= rows:
+        return group_cross_entropy(negatives, positives, network, alpha)
+    totals = [
+        checkpoint(group_cross_entropy, *part, network, alpha, use_reentrant=False, preserve_rng_state=False)
+        for part in zip(torch.split(negatives, rows), torch.split(positives, rows), strict=True)
+    ]
+    return torch.stack(totals).sum()
 
 
 def group_cross_entropy(negatives: Tensor, positives: Tensor, network: str, alpha: Comparator) -> Tensor:
@@ -276,13 +287,6 @@ class GroCo(Objective):
             _warn_of_few_negatives("GroCo", self.num_negatives, kept)
         self.log(in_order=in_order)
         return loss
-
-
-def _block_size(num_anchors: int, num_candidates: int, num_wires: int, device: torch.device) -> int | None:
-    """Fewer rows than the engine would choose where the sorting network takes more memory than they do."""
-    budget = _SORTED_ON_CPU if device.type == "cpu" else _SORTED_ON_GPU
-    rows = max(16, budget // num_wires**2)
-    return None if rows >= num_anchors else min(rows, choose_block_size(num_candidates, device))
 
 
 def _check_options(
