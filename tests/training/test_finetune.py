@@ -1,6 +1,7 @@
 import json
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -195,6 +196,16 @@ def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(parts, trainer, 
     for key, value in straight.items():
         assert torch.equal(value, resumed[key]), key
     assert not torch.equal(half["classifier.weight"], straight["classifier.weight"])
+
+
+def test_two_processes_are_one_with_twice_the_batch(tmp_path):
+    script = Path(__file__).with_name("finetune_two_processes.py")
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (torch.load(tmp_path / f"{devices}.pt", weights_only=True) for devices in (1, 2))
+    assert one.keys() == two.keys() > {"classifier.weight", "objective.head.0.weight"}
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-9, atol=1e-12, msg=key)
 
 
 # ---------------------------------------------------------------------- layer-wise learning rates
