@@ -100,7 +100,7 @@ PACKAGES: dict[str, set[str]] = {
     "encoders": set(),
     "views": set(),
     "data": set(),
-    "training": {"LightningModule"},
+    "training": {"LightningModule", "Pretrain"},
 }
 # What the data offer -> the objectives for it, the one to start with first. docs/objectives.md says more.
 GUIDE = {
