@@ -12,6 +12,7 @@ are alike.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -126,6 +127,9 @@ def train(run: Run) -> dict[str, float]:
         seed=run.seed,
     )
     loaders = judged(data, setting).evaluation_loaders()
+    with torch.no_grad():  # lest batch norm's first statistics count as a gain of training
+        for batch in islice(loaders[0], 5):
+            module.encoder(batch.inputs)
     untrained = nearest(*(extract_features(module.encoder.eval(), loader) for loader in loaders))
     module.train()
     run.fit(module, of_seed(data, run.seed), steps=2 if run.smoke else setting.steps)
