@@ -65,9 +65,9 @@ SETTINGS = {
     "cifar": Setting(
         encoder={"widths": [24, 48, 96], "blocks": [0, 1, 0]},
         views={"size": 24, "crop_scale": (0.25, 1.0)},
-        steps=400,
+        steps=500,
         text="2,000 images a class of CIFAR-10 in views of 24 pixels, a small residual network, batches of 256 in two "
-        "views, 400 steps of InfoNCE.",
+        "views, 500 steps of InfoNCE.",
     ),
 }
 
