@@ -200,13 +200,16 @@ def _sum_over_anchors(negatives: Tensor, positives: Tensor, network: str, alpha:
     """:func:`group_cross_entropy`, of so many anchors at a time that sorting them stays within a budget of memory."""
     budget = _SORTED_ON_CPU if negatives.device.type == "cpu" else _SORTED_ON_GPU
     rows = max(16, budget // (negatives.shape[1] + positives.shape[1]) ** 2)
-    if len(negatives) <= rows:
-        return group_cross_entropy(negatives, positives, network, alpha)
-    totals = [
-        checkpoint(group_cross_entropy, *part, network, alpha, use_reentrant=False, preserve_rng_state=False)
-        for part in zip(torch.split(negatives, rows), torch.split(positives, rows), strict=True)
-    ]
-    return torch.stack(totals).sum()
+    with torch.autocast(negatives.device.type, enabled=False):
+        if len(negatives) <= rows:
+            return group_cross_entropy(negatives, positives, network, alpha)
+        totals = [
+            checkpoint(
+                group_cross_entropy, *part, network, alpha, use_reentrant=False, preserve_rng_state=False
+            )
+            for part in zip(torch.split(negatives, rows), torch.split(positives, rows), strict=True)
+        ]
+        return torch.stack(totals).sum()
 
 
 def group_cross_entropy(negatives: Tensor, positives: Tensor, network: str, alpha: Comparator) -> Tensor:
