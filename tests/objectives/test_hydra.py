@@ -11,7 +11,7 @@ from contrastive import Hydra
 from contrastive.functional import gated_contrast, sup_con
 from contrastive.objectives.gates import GateGenerator, draw_partners, expected_open
 from contrastive.similarity import stream_subspace
-from contrastive.testing import CHECKS, ObjectiveCase
+from contrastive.testing import CHECKS, ObjectiveCase, check_processes
 
 FLOAT64, FLOAT32 = torch.float64, torch.float32
 
@@ -261,10 +261,14 @@ def naive(*views: Tensor, labels: Tensor, **options) -> Tensor:
 
 CONFIGURATIONS = {
     "Hydra": {},
-    "Hydra-product": {"fuse": "product"},
     "Hydra-MoCo": {"keys": "second", "instance_term": True, "beta": 2.0},
     "Hydra-open": {"gate": "open"},
-    "SimLAP": {"form": "simlap", "repulsion": 0.25, "learnable_temperature": False},
+    "SimLAP-product": {
+        "form": "simlap",
+        "fuse": "product",
+        "repulsion": 0.25,
+        "learnable_temperature": False,
+    },
     "SimLAP-supervised": {"form": "simlap-supervised"},
 }
 CASES = [
@@ -297,7 +301,7 @@ def test_conformance(case: ObjectiveCase, check: str):
 
 @pytest.mark.parametrize("pairs", ["arbitrary", "distinct"])
 def test_processes_draw_the_partners_of_one(pairs):
-    CHECKS["processes"](ObjectiveCase(pairs, partial(Drawn, pairs=pairs, **TINY), labels=True, sized=True))
+    check_processes(ObjectiveCase(pairs, partial(Drawn, pairs=pairs, **TINY), labels=True, sized=True), (2,))
 
 
 # ---------------------------------------------------------------------- properties
