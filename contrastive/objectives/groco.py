@@ -22,7 +22,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from contrastive.objectives.base import Objective
 from contrastive.objectives.inputs import check_choice, check_views
@@ -201,18 +200,16 @@ def _sum_over_anchors(negatives: Tensor, positives: Tensor, network: str, alpha:
     budget = _SORTED_ON_CPU if negatives.device.type == "cpu" else _SORTED_ON_GPU
     rows = max(16, budget // (negatives.shape[1] + positives.shape[1]) ** 2)
     with torch.autocast(negatives.device.type, enabled=False):
-        if len(negatives) <= rows:
-            return group_cross_entropy(negatives, positives, network, alpha)
         totals = [
-            checkpoint(
-                group_cross_entropy, *part, network, alpha, use_reentrant=False, preserve_rng_state=False
-            )
+            group_cross_entropy(*part, network, alpha, remember=len(negatives) <= rows)
             for part in zip(torch.split(negatives, rows), torch.split(positives, rows), strict=True)
         ]
         return torch.stack(totals).sum()
 
 
-def group_cross_entropy(negatives: Tensor, positives: Tensor, network: str, alpha: Comparator) -> Tensor:
+def group_cross_entropy(
+    negatives: Tensor, positives: Tensor, network: str, alpha: Comparator, *, remember: bool = True
+) -> Tensor:
     """Cross-entropy between soft and true membership of the groups, summed over anchors and inputs.
 
     Args:
@@ -220,6 +217,7 @@ def group_cross_entropy(negatives: Tensor, positives: Tensor, network: str, alph
         positives: similarities ``(R, m)`` in any order.
         network: as in :func:`groco`.
         alpha: the comparator, from :func:`contrastive.objectives.sorting.build_comparator`.
+        remember: as in :func:`contrastive.objectives.sorting.back_through_network`.
     """
     # The merging network wants its second half reversed.
     positives = positives.sort(1, descending=network == "merge").values
@@ -227,7 +225,8 @@ def group_cross_entropy(negatives: Tensor, positives: Tensor, network: str, alph
     is_negative = torch.zeros(len(wires), 1, dtype=wires.dtype, device=wires.device)
     is_negative[: negatives.shape[1]] = 1
     layers = build_network(network, len(wires), wires.device)
-    among_negatives = back_through_network(wires, is_negative, layers, alpha).clamp(0, 1)  # rounding
+    among_negatives = back_through_network(wires, is_negative, layers, alpha, remember=remember)
+    among_negatives = among_negatives.clamp(0, 1)  # rounding
     return F.binary_cross_entropy(among_negatives, is_negative.expand_as(wires), reduction="sum")
 
 

@@ -157,7 +157,7 @@ def build_network(network: str, n: int, device: torch.device) -> tuple[Layer, ..
 
 
 def back_through_network(
-    values: Tensor, weights: Tensor, layers: tuple[Layer, ...], alpha: Comparator
+    values: Tensor, weights: Tensor, layers: tuple[Layer, ...], alpha: Comparator, *, remember: bool = True
 ) -> Tensor:
     """``P @ weights`` for the soft permutation ``P`` of each column of ``values``: what each input gets back.
 
@@ -166,46 +166,39 @@ def back_through_network(
         weights: placed on the outputs, ``(n, R)`` or ``(n, 1)``, without gradient.
         layers: from :func:`build_network`.
         alpha: from :func:`build_comparator`.
+        remember: keep what the sweeps found for backward; otherwise they are made again there.
 
     Returns:
         ``(n, R)``. Takes ``O(n**2)`` numbers a column with odd-even layers, for which ``P`` would take ``O(n**3)``.
     """
-    result: Tensor = _BackThroughNetwork.apply(values, weights, layers, alpha)
+    result: Tensor = _BackThroughNetwork.apply(values, weights, layers, alpha, remember)
     return result
 
 
 class _BackThroughNetwork(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, weights: Tensor, layers: tuple[Layer, ...], alpha: Comparator
+        ctx: Any,
+        values: Tensor,
+        weights: Tensor,
+        layers: tuple[Layer, ...],
+        alpha: Comparator,
+        remember: bool,
     ) -> Tensor:
-        wires = values.clone(memory_format=torch.contiguous_format)
-        carried = weights.expand_as(wires).clone(memory_format=torch.contiguous_format)
-        differences, swapped, contrasts = [], [], []
-        for low, high in layers:
-            a, b = wires[low], wires[high]
-            difference = a - b
-            share = alpha(difference)
-            _move(wires, low, high, a, b, share * difference)
-            differences.append(difference)
-            swapped.append(share)
-        for (low, high), share in zip(reversed(layers), reversed(swapped), strict=True):
-            a, b = carried[low], carried[high]
-            contrast = a - b
-            _move(carried, low, high, a, b, share * contrast)
-            contrasts.append(contrast)
-        ctx.save_for_backward(values, weights, *differences, *swapped, *contrasts[::-1])
+        carried, found = _sweep(values, weights, layers, alpha)
+        ctx.save_for_backward(values, weights, *(found if remember else ()))
         ctx.layers, ctx.alpha = layers, alpha
         return carried
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (values, weights, *saved), layers, alpha = ctx.saved_tensors, ctx.layers, ctx.alpha
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (values, weights, *found), layers, alpha = ctx.saved_tensors, ctx.layers, ctx.alpha
         if torch.is_grad_enabled():  # create_graph=True
             result = _plain(values, weights, layers, alpha)
-            return torch.autograd.grad(result, values, grad, create_graph=True)[0], None, None, None
+            return torch.autograd.grad(result, values, grad, create_graph=True)[0], None, None, None, None
         depth = len(layers)
-        differences, swapped, contrasts = saved[:depth], saved[depth : 2 * depth], saved[2 * depth :]
+        found = found or _sweep(values, weights, layers, alpha)[1]
+        differences, swapped, contrasts = found[:depth], found[depth : 2 * depth], found[2 * depth :]
         grad = grad.clone(memory_format=torch.contiguous_format)
         # Through the second sweep, from inputs to outputs: what the shares do to the weights carried back.
         from_shares = []
@@ -224,7 +217,29 @@ class _BackThroughNetwork(torch.autograd.Function):
             passed = torch.addcmul(share, slope, difference)
             a, b = grad[low], grad[high]
             _move(grad, low, high, a, b, from_share.mul_(slope).addcmul_(passed, a - b))
-        return grad, None, None, None
+        return grad, None, None, None, None
+
+
+def _sweep(
+    values: Tensor, weights: Tensor, layers: tuple[Layer, ...], alpha: Comparator
+) -> tuple[Tensor, list[Tensor]]:
+    """The weights carried back; of every layer the differences, then the shares swapped, then those of the weights."""
+    wires = values.clone(memory_format=torch.contiguous_format)
+    carried = weights.expand_as(wires).clone(memory_format=torch.contiguous_format)
+    differences, swapped, contrasts = [], [], []
+    for low, high in layers:
+        a, b = wires[low], wires[high]
+        difference = a - b
+        share = alpha(difference)
+        _move(wires, low, high, a, b, share * difference)
+        differences.append(difference)
+        swapped.append(share)
+    for (low, high), share in zip(reversed(layers), reversed(swapped), strict=True):
+        a, b = carried[low], carried[high]
+        contrast = a - b
+        _move(carried, low, high, a, b, share * contrast)
+        contrasts.append(contrast)
+    return carried, [*differences, *swapped, *contrasts[::-1]]
 
 
 def _move(wires: Tensor, low: Wires, high: Wires, a: Tensor, b: Tensor, amount: Tensor) -> None:
