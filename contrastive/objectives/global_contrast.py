@@ -104,15 +104,15 @@ def sogclr(
             f"sogclr: log_estimator has shape {tuple(log_estimator.shape)}; give {shape} for {len(z1)} samples and "
             f"negatives={negatives!r}."
         )
-    rows = gather(scaled_rows(torch.stack([z1, z2], 1), 1.0))
+    views = [scaled_rows(z, 1.0) for z in (z1, z2)]
     temperatures = (
-        torch.as_tensor(temperature, dtype=rows.local.dtype, device=z1.device)
+        torch.as_tensor(temperature, dtype=views[0].dtype, device=z1.device)
         .expand(shape)
         .reshape(-1, len(z1))
     )
     losses, states = [], []
     for anchors, old in zip(
-        compare("sogclr", rows, list(temperatures), negatives),
+        compare("sogclr", views, list(temperatures), negatives),
         log_estimator.reshape(-1, len(z1)).unbind(),
         strict=True,
     ):
@@ -156,15 +156,16 @@ class Anchors(NamedTuple):
 
 
 def compare(
-    name: str, rows: Gathered, temperatures: list[Tensor], negatives: str, with_largest: bool = False
+    name: str, views: list[Tensor], temperatures: list[Tensor], negatives: str, with_largest: bool = False
 ) -> list[Anchors]:
-    """Compare unit rows ``(B, 2, D)``: both views in one direction, or two modalities in both directions."""
+    """Compare two views ``(B, D)`` of unit rows: all with all in one direction, or two modalities in both."""
+    rows = gather(torch.stack(views, 1))
     if len(rows.all) < 2:
         raise ValueError(
             f"{name}: the global batch has {len(rows.all)} samples; give at least 2, for negatives."
         )
     local, start, alone = rows.local, rows.start, rows.all is rows.local
-    positives = (local[:, 0] * local[:, 1]).sum(-1)
+    positives = (views[0] * views[1]).sum(-1)
     if negatives == "all":
         own = local.flatten(0, 1)
         both = Gathered(own, own if alone else rows.all.flatten(0, 1), 2 * start)

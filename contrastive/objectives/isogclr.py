@@ -45,6 +45,7 @@ from contrastive.objectives.global_contrast import (
 from contrastive.objectives.inputs import check_choice, check_temperature, check_views, scaled_rows
 from contrastive.objectives.state import SampleState
 from contrastive.similarity import Gathered, gather, global_mean
+from contrastive.similarity.rows import at_least_float32
 
 
 class SogCLR(Objective):
@@ -162,16 +163,14 @@ class SogCLR(Objective):
         if len(views) > 2 or labels is not None:
             given = f"{len(views)} views" if labels is None else "labels, which it does not use"
             raise ValueError(f"{name}: got {given}; call it with two views and an index.")
-        stacked = torch.stack(views, 1)
-        precise = stacked if stacked.dtype == torch.float64 else stacked.float()
-        rows = gather(scaled_rows(stacked, 1.0) if self.normalize else precise)
-        states, places = [self.state], [self._check_index("index", index, self.state, len(stacked))]
+        rows = [scaled_rows(z, 1.0) if self.normalize else at_least_float32(z) for z in views]
+        states, places = [self.state], [self._check_index("index", index, self.state, len(rows[0]))]
         if self.second_state is not None:
             second_index = index if second_index is None else second_index
             states.append(self.second_state)
-            places.append(self._check_index("second_index", second_index, self.second_state, len(stacked)))
+            places.append(self._check_index("second_index", second_index, self.second_state, len(rows[0])))
         temperatures = [
-            self._temperatures(state, place.local, rows.local.dtype)
+            self._temperatures(state, place.local, rows[0].dtype)
             for state, place in zip(states, places, strict=True)
         ]
         self.log(temperature=torch.stack([t.mean() for t in temperatures]).mean())

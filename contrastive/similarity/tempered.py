@@ -127,14 +127,14 @@ class _Tempered(torch.autograd.Function):
         outputs = (*rows.result(), *((nothing, nothing) if columns in (rows, None) else columns.result()))
         ctx.mark_non_differentiable(outputs[0], outputs[2])
         ctx.save_for_backward(a, b, row_scales, column_scales, outputs[0], outputs[2])
-        ctx.own, ctx.group, ctx.kept = own, group, kept
+        ctx.own, ctx.group, ctx.safe, ctx.kept = own, group, blocks.safe, kept
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         a, b, row_scales, column_scales, row_sums, column_sums = ctx.saved_tensors
         needs_a, needs_b = ctx.needs_input_grad[:2]
-        blocks = _Blocks(a, b, row_scales, column_scales, ctx.own, ctx.group)
+        blocks = _Blocks(a, b, row_scales, column_scales, ctx.own, ctx.group, ctx.safe)
         of_rows = row_sums, grads[1]
         of_columns = of_rows if b is None else (column_sums, grads[3])
         twice = torch.is_grad_enabled()  # create_graph=True
@@ -177,6 +177,7 @@ class _Blocks:
         column_scales: Tensor | None,
         own: int,
         group: int,
+        safe: bool | None = None,
     ) -> None:
         self.a, self.b, self.symmetric = a, a if b is None else b, b is None
         self.row_scales, self.column_scales = row_scales, row_scales if b is None else column_scales
@@ -186,10 +187,16 @@ class _Blocks:
         size = min(size, _CPU_ROWS) if a.device.type == "cpu" else size
         self._size = max(group, size - size % group)  # a group is never torn
         self._memory: dict[str, Tensor] = {}
-        # exp stays inside the range of floats, without a shift: the longest rows bound every product.
-        largest = softmax._largest_norm(self.a) * softmax._largest_norm(self.b)
-        scales = [s for s in (row_scales, column_scales) if s is not None]
-        self.safe = bool(largest * torch.cat([*scales, a.new_zeros(1)]).max() <= softmax._SAFE_LOGIT[a.dtype])
+        self.safe = self._is_safe() if safe is None else safe
+
+    def _is_safe(self) -> bool:
+        """Whether exp stays inside the range of floats without a shift: the longest rows bound every product."""
+        longest = softmax._largest_norm(self.a)
+        bound = longest * (longest if self.symmetric else softmax._largest_norm(self.b))
+        scales = [s for s in (self.row_scales, self.column_scales) if s is not None]
+        return bool(
+            bound * torch.cat([*scales, bound.new_zeros(1)]).max() <= softmax._SAFE_LOGIT[bound.dtype]
+        )
 
     def __iter__(self) -> Iterator[tuple[slice, int, int]]:
         """Rows of a block, its first column, and how many of its columns the rows have counted already."""
@@ -207,7 +214,9 @@ class _Blocks:
         """A block of ``a @ b.T``, valid until the next one."""
         memory = self.memory("products", part.stop - part.start, len(self.b) - first)
         products = torch.mm(self.a[part], self.b[first:].T, out=memory)
-        return products.scatter_(1, self._left_out[part] - first, _LEFT_OUT)
+        # On the diagonal, where blocks of a symmetric matrix begin, one looks like the other.
+        left_out = self._left_out[: len(products)] if self.symmetric else self._left_out[part]
+        return products.scatter_(1, left_out, _LEFT_OUT)
 
     def exponents(self, products: Tensor, part: slice, first: int) -> tuple[Tensor, Tensor | None]:
         """Products over the temperatures of rows and of columns; if safe, already the exponentials of these."""
