@@ -417,7 +417,6 @@ def _small_blocks(*, rows_per_block: int = 5, tile: int = 7, spoil: bool = False
         mock.patch.object(softmax, "DENSE_ENTRIES", 0),
         mock.patch.object(softmax, "_KEPT_ENTRIES", 2 * tile**2),
         mock.patch.object(softmax, "_tile_size", return_value=tile),
-        mock.patch.object(gaussian, "_KEPT_ENTRIES", 4 * tile**2),
         mock.patch.object(gaussian, "_tile_size", return_value=tile),
         mock.patch.object(torch, "mm", spoiled) if spoil else nullcontext(),
     ):

@@ -6,7 +6,7 @@ the sum of all kernels without the own pairs (which are 1), a kernel entropy of 
 
 The matrices of all spaces are visited together, a square tile at a time; with one process only tiles on and
 above the diagonal, each of which serves its rows and its columns. Their product comes from the same
-exponentials. Backward recomputes tiles (but for those that fit a fixed budget); with row sums ``r_i`` and upstream
+exponentials. Backward computes them again, which takes no longer than fetching them; with row sums ``r_i`` and upstream
 gradients ``g``, the weights ``w_ij = k_ij (g_i / r_i + g_j / r_j)`` give
 
     d/dx_i = sum_j w_ij (x_j - x_i) / t.
@@ -23,8 +23,6 @@ from torch import Tensor
 from contrastive.similarity.distributed import Gathered
 from contrastive.similarity.rows import DENSE_ENTRIES, at_least_float32, differentiable_once
 
-# Entries of forward's tiles that wait for backward instead of being computed again: 32 MB in float32.
-_KEPT_ENTRIES = 2**23
 # Row sums below this may have lost terms to underflow.
 _TINY = 1e-20
 
@@ -64,15 +62,14 @@ class _GaussianLogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, start: int, num_spaces: int, *points: Tensor) -> tuple[Tensor, ...]:
         local, everywhere = points[:num_spaces], points[num_spaces:]
-        budget = _KEPT_ENTRIES if any(ctx.needs_input_grad) else 0
-        tiles = _Tiles(local, everywhere, start, [0.0] * num_spaces, budget)
+        tiles = _Tiles(local, everywhere, start, [0.0] * num_spaces)
         sums = _sums(tiles)
         if any(float(x.sum()) < _TINY for x in sums[1:] or sums):
-            tiles = _Tiles(local, everywhere, start, _largest_logits(tiles), budget)
+            tiles = _Tiles(local, everywhere, start, _largest_logits(tiles))
             sums = _sums(tiles)
         shifts = [sum(tiles.shifts), *tiles.shifts]
         ctx.save_for_backward(*points, *sums)
-        ctx.start, ctx.num_spaces, ctx.shifts, ctx.kept = start, num_spaces, tiles.shifts, tiles.kept
+        ctx.start, ctx.num_spaces, ctx.shifts = start, num_spaces, tiles.shifts
         return tuple(x.log() + shift for x, shift in zip(sums, shifts, strict=False))
 
     @staticmethod
@@ -89,7 +86,7 @@ class _GaussianLogSumExp(torch.autograd.Function):
                 *torch.autograd.grad(outputs, points, upstream, create_graph=True, materialize_grads=True),
             )
         with torch.no_grad(), torch.autocast(local[0].device.type, enabled=False):
-            tiles = _Tiles(local, everywhere, ctx.start, ctx.shifts, kept=ctx.kept)
+            tiles = _Tiles(local, everywhere, ctx.start, ctx.shifts)
             weights = [
                 torch.where(r > 0, g / r, torch.zeros_like(r)) for g, r in zip(upstream, sums, strict=True)
             ]
@@ -110,14 +107,10 @@ class _Tiles:
         everywhere: Sequence[Tensor],
         own: int,
         shifts: list[float],
-        budget: int = 0,
-        kept: dict[tuple[int, int], list[Tensor]] | None = None,
     ) -> None:
         self.symmetric = not everywhere
         self.rows, self.columns = local, everywhere or local
         self.own, self.shifts = own, shifts
-        self.kept = {} if kept is None else kept
-        self._budget = budget
         # One product gives -|a - b|^2 / 2 - shift = a·b - |a|^2 / 2 - |b|^2 / 2 - shift.
         self._left = [
             torch.cat([a, -_half_square(a) - shift, torch.ones_like(a[:, :1])], 1)
@@ -128,14 +121,7 @@ class _Tiles:
     def __iter__(self) -> Iterator[tuple[slice, slice, list[Tensor]]]:
         """Rows, columns, and for each space the tile ``(m, n)`` between them."""
         for rows, columns in self.places():
-            tiles = self.kept.get((rows.start, columns.start))
-            if tiles is None:
-                tiles = [tile.exp_() for tile in self.logits(rows, columns)]
-                entries = sum(tile.numel() for tile in tiles)
-                if entries <= self._budget:
-                    self._budget -= entries
-                    self.kept[rows.start, columns.start] = tiles
-            yield rows, columns, tiles
+            yield rows, columns, [tile.exp_() for tile in self.logits(rows, columns)]
 
     def places(self) -> Iterator[tuple[slice, slice]]:
         """Rows and columns of each tile; of a symmetric matrix those on and above the diagonal."""
