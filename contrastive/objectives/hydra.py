@@ -100,7 +100,11 @@ class Hydra(Objective):
     ) -> None:
         super().__init__()
         check_choice("Hydra", "form", form, tuple(_FORMS))
-        given: dict[str, Any] = {"keys": keys, "temperature": temperature, "learnable_temperature": learnable_temperature}
+        given: dict[str, Any] = {
+            "keys": keys,
+            "temperature": temperature,
+            "learnable_temperature": learnable_temperature,
+        }
         self.form = _FORMS[form]._replace(
             **{name: value for name, value in given.items() if value is not None}
         )
