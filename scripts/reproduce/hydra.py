@@ -250,8 +250,8 @@ def make_study(scale: str, smoke: bool) -> Study:
         "at temperature 0.1 and learning rate 0.002, nothing tuned",
         notes="The paper trains a ResNet-18 for 50 epochs (CIFAR-10) and larger networks on ImageNet. Two attempts at "
         "the rank on digits: at temperature 0.5 the gated term alone is again where SupCon is (15.9 against 15.4, one "
-        "run each); the paper's total has an instance term, and that raises it. Rank by itself is no merit: it is highest "
-        "where least is learned.",
+        "run each); the paper's total has an instance term, and that raises it. Rank by itself is no merit: it is "
+        "highest where least is learned.",
     )
 
 
