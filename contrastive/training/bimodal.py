@@ -13,16 +13,7 @@ from contrastive.objectives.base import Objective
 from contrastive.objectives.infonce import InfoNCE
 from contrastive.training.optim import OptimizerConfig
 from contrastive.training.pretrain import ADAMW, Pretrain, feature_width, prepare_projector
-
-
-class OneView(nn.Module):
-    """The inputs as they are, as their only view."""
-
-    num_views = 1
-
-    def forward(self, inputs: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
-        """Return ``[inputs]``."""
-        return [inputs]
+from contrastive.views import AsTheyAre
 
 
 class PretrainPairs(Pretrain):
@@ -86,7 +77,7 @@ class PretrainPairs(Pretrain):
             )
         if objective is None:
             objective = InfoNCE(0.07, "cross", learnable_temperature=True)
-        views, second_views = views or OneView(), second_views or OneView()
+        views, second_views = views or AsTheyAre(), second_views or AsTheyAre()
         for name, module in (("views", views), ("second_views", second_views)):
             if getattr(module, "num_views", 1) != 1:
                 raise ValueError(

@@ -25,6 +25,7 @@ from contrastive.objectives import CrossEntropy, Objective
 from contrastive.training.callbacks import ExportEncoder, RunPlan, SaveOnStop, run_folder
 from contrastive.training.optim import OptimizerConfig
 from contrastive.training.pretrain import Pretrain
+from contrastive.views import AsTheyAre
 
 if TYPE_CHECKING:
     from contrastive.data import Batch
@@ -188,16 +189,6 @@ class FineTune(Pretrain):
         options: dict[str, Any] = {"on_epoch": True, "prog_bar": True, "batch_size": len(batch.labels)}
         self.log(f"{name}_loss", F.cross_entropy(logits, batch.labels), sync_dist=True, **options)
         self.log(f"{name}_accuracy", accuracy, **options)
-
-
-class AsTheyAre(nn.Module):
-    """One view: the inputs themselves."""
-
-    num_views = 1
-
-    def forward(self, inputs: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
-        """Return ``[inputs]``."""
-        return [inputs]
 
 
 def find_encoder(start: str) -> nn.Module:

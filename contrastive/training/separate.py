@@ -11,7 +11,7 @@ from contrastive.encoders import ProjectionHead
 from contrastive.objectives.base import Objective
 from contrastive.objectives.sepclr import SepCLR
 from contrastive.training.optim import OptimizerConfig
-from contrastive.training.pretrain import ADAMW, Pretrain
+from contrastive.training.pretrain import ADAMW, Pretrain, feature_width, prepare_projector
 
 if TYPE_CHECKING:
     from contrastive.data import Batch
@@ -73,8 +73,8 @@ class Separate(Pretrain):
             raise ValueError(
                 "common_encoder and salient_encoder of Separate are one module; give each space its own."
             )
-        common_width = _width("common_encoder", common_encoder)
-        salient_width = _width("salient_encoder", salient_encoder)
+        common_width = feature_width("common_encoder of Separate", common_encoder)
+        salient_width = feature_width("salient_encoder of Separate", salient_encoder)
         if background < 0:
             raise ValueError(f"background of Separate is {background}; give the label of background samples.")
         super().__init__(
@@ -87,10 +87,10 @@ class Separate(Pretrain):
             seed=seed,
         )
         self.common_encoder = common_encoder
-        projector = common_projector if common_projector is not None else ProjectionHead(128, common_width)
-        if callable(build := getattr(projector, "setup", None)):
-            build(common_width)
-        self.common_projector = projector
+        self.common_projector = prepare_projector(
+            common_projector if common_projector is not None else ProjectionHead(128, common_width),
+            common_width,
+        )
         self.background = background
         super()._record_arguments(
             optimizer=dataclasses.asdict(optimizer),
@@ -165,13 +165,3 @@ class Separate(Pretrain):
 
     def _record_arguments(self, **plain: object) -> None:
         """Wait until the common network is there as well."""
-
-
-def _width(name: str, encoder: nn.Module) -> int:
-    width = getattr(encoder, "dim", None)
-    if not isinstance(width, int):
-        raise TypeError(
-            f"{name} of Separate is a {type(encoder).__name__} whose dim is {width!r}; an integer is needed, the "
-            "width of its features: set it (encoder.dim = 32) or use one of contrastive.encoders."
-        )
-    return width

@@ -6,10 +6,10 @@ A batch of images goes in, a list of float32 batches comes out, one per view::
     first, second = views(images, generator=torch.Generator().manual_seed(0))
 
 :class:`SimCLRViews` and :class:`MultiCrop` are lists of :class:`Recipe`, one per view; :class:`Views` takes
-any other list.
+any other list. :class:`AsTheyAre` gives the inputs back.
 """
 
 from contrastive.views.recipe import Recipe
-from contrastive.views.views import MultiCrop, SimCLRViews, Views
+from contrastive.views.views import AsTheyAre, MultiCrop, SimCLRViews, Views
 
-__all__ = ["MultiCrop", "Recipe", "SimCLRViews", "Views"]
+__all__ = ["AsTheyAre", "MultiCrop", "Recipe", "SimCLRViews", "Views"]

@@ -13,6 +13,16 @@ from contrastive.views.sampling import Scratch
 _CHUNK = 128 * 3 * 32 * 32
 
 
+class AsTheyAre(nn.Module):
+    """One view: the inputs themselves, whatever they are."""
+
+    num_views = 1
+
+    def forward(self, inputs: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
+        """Return ``[inputs]``."""
+        return [inputs]
+
+
 class Views(nn.Module):
     """Random views of a batch of images, one for each recipe.
 

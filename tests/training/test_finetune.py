@@ -18,7 +18,8 @@ from contrastive.encoders import ConvEncoder, MLPEncoder, ProjectionHead, TimmEn
 from contrastive.objectives import CoreTuning, CrossEntropy, Objective, SupCon
 from contrastive.training import ExportEncoder, FineTune, OptimizerConfig, Pretrain, load_classifier
 from contrastive.training import finetune as module_under_test
-from contrastive.training.finetune import AsTheyAre, find_encoder, layer_depths
+from contrastive.training.finetune import find_encoder, layer_depths
+from contrastive.views import AsTheyAre
 
 LIGHTNING_CALLS_JSONARGPARSE = pytest.mark.filterwarnings(
     "ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"

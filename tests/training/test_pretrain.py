@@ -291,7 +291,7 @@ def test_refuses_to_resume_on_other_data(parts, trainer, tmp_path):
     run = trainer()
     run.fit(build(parts), datamodule=parts.Vectors())
     run.save_checkpoint(tmp_path / "run.ckpt")
-    with pytest.raises(ValueError, match="trained on 96 samples.*, the data given has 48"):
+    with pytest.raises(ValueError, match=r"trained on 96 samples.*, the data given has 48"):
         trainer(max_epochs=2).fit(
             build(parts), datamodule=parts.Vectors(num_samples=48), ckpt_path=tmp_path / "run.ckpt"
         )
