@@ -22,11 +22,10 @@ Dividing unit vectors by ``sqrt(t)`` folds the temperature into the products; th
 
 import math
 from itertools import combinations
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from contrastive.objectives.base import Objective
 from contrastive.objectives.inputs import (
@@ -38,6 +37,7 @@ from contrastive.objectives.inputs import (
     scaled_rows,
     zero_loss,
 )
+from contrastive.objectives.queue import KeyQueue
 from contrastive.similarity import (
     Gathered,
     gather,
@@ -172,10 +172,6 @@ def queue_info_nce(
     return global_mean(torch.logaddexp(positives, negatives) - positives)
 
 
-# Marks queue entries of unknown identity: below every label.
-_NO_ID = torch.iinfo(torch.int64).min
-
-
 class InfoNCE(Objective):
     """InfoNCE: each view's sample is told from the rest of the batch, or from a queue of earlier keys.
 
@@ -225,19 +221,12 @@ class InfoNCE(Objective):
             )
         self.negatives = negatives
         self.decoupled = decoupled
-        self.queue_size = queue_size
         self._bounds = (math.log(1 / temperature_max), math.log(1 / temperature_min))
         self._temperature = float(temperature)
         log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature))) if learnable_temperature else None
         self.register_parameter("log_scale", log_scale)
-        if queue_size:
-            self.register_buffer("queue", torch.empty(0))
-            self.register_buffer("queue_ids", torch.full((queue_size,), _NO_ID))
-            self.register_buffer("queue_position", torch.zeros((), dtype=torch.int64))
+        self.queue = KeyQueue(queue_size) if queue_size else None
 
-    queue: Tensor
-    queue_ids: Tensor
-    queue_position: Tensor
     log_scale: nn.Parameter | None
 
     @property
@@ -247,8 +236,8 @@ class InfoNCE(Objective):
 
     def negatives_per_anchor(self, batch_size: int, num_views: int) -> int:
         """Negatives that one anchor meets: the queue's, or those of one pair of views of the batch."""
-        if self.queue_size:
-            return self.queue_size
+        if self.queue is not None:
+            return self.queue.size
         return (2 if self.negatives == "all" else 1) * (batch_size - 1)
 
     def forward(self, *views: Tensor, index: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
@@ -257,8 +246,8 @@ class InfoNCE(Objective):
             with torch.no_grad():
                 self.log_scale.clamp_(*self._bounds)
         temperature = self.temperature
-        if self.queue_size:
-            loss = self._queue_loss(views, temperature, labels)
+        if self.queue is not None:
+            loss = self._contrast_with(self.queue, views, temperature, labels)
         else:
             loss = info_nce(
                 *views,
@@ -270,44 +259,19 @@ class InfoNCE(Objective):
         self.log(temperature=temperature)
         return loss
 
-    def _queue_loss(
-        self, views: tuple[Tensor, ...], temperature: float | Tensor, labels: Tensor | None
+    def _contrast_with(
+        self, queue: KeyQueue, views: tuple[Tensor, ...], temperature: float | Tensor, labels: Tensor | None
     ) -> Tensor:
         if len(views) != 2:
             raise ValueError(
                 f"InfoNCE: got {len(views)} views with a queue; call it with two: (queries, keys)."
             )
         queries, keys = views
-        if len(self.queue) == 0:
-            self._fill_queue(keys)
-        queue_ids = None if labels is None else self.queue_ids
+        queue.prepare(keys)
+        ids = None if labels is None else queue.ids
         loss = queue_info_nce(
-            queries, keys, self.queue.clone(), temperature=temperature, ids=labels, queue_ids=queue_ids
+            queries, keys, queue.rows.clone(), temperature=temperature, ids=labels, queue_ids=ids
         )
         if self.training:
-            self._enqueue(keys.detach(), labels)
+            queue.push(scaled_rows(keys, 1.0), labels)
         return loss
-
-    @torch.no_grad()
-    def _fill_queue(self, keys: Tensor) -> None:
-        """Start from random unit rows, the same on every process whatever the global generator's state."""
-        generator = torch.Generator().manual_seed(0)
-        rows = torch.randn(self.queue_size, keys.shape[1], generator=generator)
-        self.queue = F.normalize(rows, dim=1).to(keys.device, torch.promote_types(keys.dtype, torch.float32))
-
-    @torch.no_grad()
-    def _enqueue(self, keys: Tensor, labels: Tensor | None) -> None:
-        """Write the keys of all processes over the oldest rows, circularly."""
-        keys = gather(scaled_rows(keys, 1.0)).all[-self.queue_size :].to(self.queue.dtype)
-        ids = torch.full((len(keys),), _NO_ID, device=keys.device)
-        if labels is not None:
-            ids = gather(labels).all[-self.queue_size :]
-        position = (self.queue_position + torch.arange(len(keys), device=keys.device)) % self.queue_size
-        self.queue[position] = keys
-        self.queue_ids[position] = ids
-        self.queue_position = (self.queue_position + len(keys)) % self.queue_size
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if self.queue_size and f"{prefix}queue" in state_dict:  # its width is known only now
-            self.queue = torch.empty_like(state_dict[f"{prefix}queue"], device=self.queue.device)
-        super()._load_from_state_dict(state_dict, prefix, *args)

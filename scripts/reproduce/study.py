@@ -210,7 +210,7 @@ def features(encoder: nn.Module, data: Any, run: Run) -> tuple[Features, Feature
     train = extract_features(encoder, train_loader)
     if not run.tuning:
         return train, extract_features(encoder, test_loader)
-    trained, held_out = data.rows
+    trained, held_out = data.parts  # of a long tail all, as in the final evaluation
     if not len(held_out):
         raise ValueError(
             f"{type(data).__name__}(validation_fraction=0): tuning needs a validation part, as 0.1"

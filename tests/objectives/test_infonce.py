@@ -47,7 +47,7 @@ def test_decoupled_is_the_official_one(reference, matches, name, decoupled):
 def test_queue_is_the_official_one(reference):
     data, _ = reference("infonce-queue")
     objective = InfoNCE(temperature=0.2, queue_size=24)
-    objective.queue = data["in_queue0"].clone()
+    objective.queue.rows = data["in_queue0"].clone()
     for step in range(4):
         query = data["in_query"][step].clone().requires_grad_()
         loss = objective(query, data["in_key"][step])
@@ -55,8 +55,8 @@ def test_queue_is_the_official_one(reference):
         torch.testing.assert_close(
             torch.autograd.grad(loss, query)[0], data["grad_query"][step], rtol=1e-9, atol=1e-11
         )
-        torch.testing.assert_close(objective.queue, data["state_queue"][step])
-        assert objective.queue_position == data["state_ptr"][step]
+        torch.testing.assert_close(objective.queue.rows, data["state_queue"][step])
+        assert objective.queue.position == data["state_ptr"][step]
 
 
 def test_hand_computed():
@@ -129,8 +129,8 @@ def test_queue_wraps_without_dropping_keys_and_rests_in_evaluation():
     keys = [torch.nn.functional.normalize(torch.randn(3, 4), dim=1) for _ in range(3)]
     objective(torch.randn(3, 4), keys[0])
     objective(torch.randn(3, 4), keys[1])
-    torch.testing.assert_close(objective.queue, torch.cat([keys[1][2:], keys[0][1:], keys[1][:2]]))
-    assert objective.queue_position == 1
+    torch.testing.assert_close(objective.queue.rows, torch.cat([keys[1][2:], keys[0][1:], keys[1][:2]]))
+    assert objective.queue.position == 1
     before = objective.state_dict()
     objective.eval()(torch.randn(3, 4), keys[2])
     assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
