@@ -11,6 +11,7 @@ a block on and right of the diagonal is multiplied out once and gives two sets o
 columns'. As in :mod:`contrastive.similarity.softmax`, exponentials that fit a fixed budget are kept for backward.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -112,17 +113,23 @@ class _Tempered(torch.autograd.Function):
         rows = _Sums(row_scales, blocks.safe)
         columns = rows if b is None else None if column_scales is None else _Sums(column_scales, blocks.safe)
         budget = softmax._KEPT_ENTRIES if blocks.safe and any(ctx.needs_input_grad) else 0
-        kept = []
+        # One piece, because the C library hands many small ones back to the system and fetches them anew every step.
+        free = a.new_empty(min(budget, blocks.entries()))
+        kept: list[Tensor] = []
         for part, first, counted in blocks:
             products = blocks.products(part, first)
-            of_rows, of_columns = blocks.exponents(products, part, first)
-            rows.add(part, of_rows, products, dim=1)
-            if columns is not None and of_columns is not None:
+            place = free[: blocks.sides * products.numel()]
+            if len(place) == blocks.sides * products.numel():
+                free = free[len(place) :]
+                kept.append(place.view(blocks.sides, *products.shape))
+                exponents = blocks.exponents(products, part, first, kept[-1])
+            else:
+                free = free[:0]
+                exponents = blocks.exponents(products, part, first)
+            rows.add(part, exponents[0], products, dim=1)
+            if columns is not None:
                 beyond = slice(first + counted, first + products.shape[1])
-                columns.add(beyond, of_columns[:, counted:], products[:, counted:], dim=0)
-            budget -= 2 * products.numel()
-            if budget >= 0:
-                kept.append((of_rows, of_columns))
+                columns.add(beyond, exponents[1][:, counted:], products[:, counted:], dim=0)
         nothing = row_scales.new_empty(0)
         outputs = (*rows.result(), *((nothing, nothing) if columns in (rows, None) else columns.result()))
         ctx.mark_non_differentiable(outputs[0], outputs[2])
@@ -149,15 +156,17 @@ class _Tempered(torch.autograd.Function):
             factors = [g * (-sums).exp() if blocks.safe else g for sums, g in (of_rows, of_columns)]
             for number, (part, first, counted) in enumerate(blocks):
                 if number < len(ctx.kept):
-                    rows, columns = ctx.kept[number]
+                    exponents = ctx.kept[number]
                 else:
-                    rows, columns = blocks.exponents(blocks.products(part, first), part, first)
+                    exponents = blocks.exponents(blocks.products(part, first), part, first)
+                sums = (row_sums[part, None], of_columns[0][first:])
                 if not blocks.safe:
-                    rows.sub_(row_sums[part, None]).exp_()
-                    columns = None if columns is None else columns.sub_(of_columns[0][first:]).exp_()
-                weights = torch.mul(rows, factors[0][part, None], out=blocks.memory("weights", *rows.shape))
-                if columns is not None:
-                    weights.addcmul_(columns, factors[1][first:])
+                    for of_side, of_sums in zip(exponents, sums, strict=False):
+                        of_side.sub_(of_sums).exp_()
+                memory = blocks.memory("weights", *exponents.shape[1:])
+                weights = torch.mul(exponents[0], factors[0][part, None], out=memory)
+                if blocks.sides == 2:
+                    weights.addcmul_(exponents[1], factors[1][first:])
                 grad_a[part].addmm_(weights, blocks.b[first:])
                 grad_b[first + counted :].addmm_(weights[:, counted:].T, a[part])
         if twice:
@@ -186,6 +195,7 @@ class _Blocks:
         size = engine.choose_block_size(len(self.b), a.device)
         size = min(size, _CPU_ROWS) if a.device.type == "cpu" else size
         self._size = max(group, size - size % group)  # a group is never torn
+        self.sides = 1 if self.column_scales is None else 2
         self._memory: dict[str, Tensor] = {}
         self.safe = self._is_safe() if safe is None else safe
 
@@ -204,11 +214,15 @@ class _Blocks:
             stop = min(start + self._size, len(self.a))
             yield slice(start, stop), *((start, stop - start) if self.symmetric else (0, 0))
 
-    def memory(self, name: str, rows: int, columns: int) -> Tensor:
-        """Uninitialised memory ``(rows, columns)``, the same for every block."""
+    def entries(self) -> int:
+        """Number of exponentials in all blocks."""
+        return self.sides * sum((part.stop - part.start) * (len(self.b) - first) for part, first, _ in self)
+
+    def memory(self, name: str, *shape: int) -> Tensor:
+        """Uninitialised memory, the same for every block; the first one asks for most."""
         if name not in self._memory:
-            self._memory[name] = self.a.new_empty(min(self._size, len(self.a)) * len(self.b))
-        return self._memory[name][: rows * columns].view(rows, columns)
+            self._memory[name] = self.a.new_empty(math.prod(shape))
+        return self._memory[name][: math.prod(shape)].view(shape)
 
     def products(self, part: slice, first: int) -> Tensor:
         """A block of ``a @ b.T``, valid until the next one."""
@@ -218,28 +232,29 @@ class _Blocks:
         left_out = self._left_out[: len(products)] if self.symmetric else self._left_out[part]
         return products.scatter_(1, left_out, _LEFT_OUT)
 
-    def exponents(self, products: Tensor, part: slice, first: int) -> tuple[Tensor, Tensor | None]:
-        """Products over the temperatures of rows and of columns; if safe, already the exponentials of these."""
-        rows = products * self.row_scales[part, None]
-        columns = None if self.column_scales is None else products * self.column_scales[first:]
-        if self.safe:
-            rows.exp_()
-            columns = None if columns is None else columns.exp_()
-        return rows, columns
+    def exponents(self, products: Tensor, part: slice, first: int, memory: Tensor | None = None) -> Tensor:
+        """Products over the temperatures of rows and, if there are two sides, of columns: ``(sides, m, n)``.
+
+        If safe, already the exponentials of these. Valid until the next block, unless written to ``memory``.
+        """
+        if memory is None:
+            memory = self.memory("exponents", self.sides, *products.shape)
+        torch.mul(products, self.row_scales[part, None], out=memory[0])
+        if self.column_scales is not None:
+            torch.mul(products, self.column_scales[first:], out=memory[1])
+        return memory.exp_() if self.safe else memory
 
     def dense_total(self, of_rows: tuple[Tensor, Tensor], of_columns: tuple[Tensor, Tensor]) -> Tensor:
         """The means times their upstream gradients, summed; differentiable any number of times."""
         products = (self.a @ self.b.T).scatter(1, self._left_out, _LEFT_OUT)
-        weights = []
+        self.safe = False
         with torch.no_grad():
-            self.safe = False
-            rows, columns = self.exponents(products, slice(0, len(self.a)), 0)
-            weights.append((rows - of_rows[0][:, None]).exp_())
-            if columns is not None and not self.symmetric:
-                weights.append((columns - of_columns[0]).exp_())
-        means = [(p * products).sum(1 - dim) for dim, p in enumerate(weights)]
-        upstream = (of_rows[1], of_columns[1])
-        return torch.stack([(mean * g).sum() for mean, g in zip(means, upstream, strict=False)]).sum()
+            logits = self.exponents(products, slice(0, len(self.a)), 0)
+            p_of_rows = (logits[0] - of_rows[0][:, None]).exp_()
+        weights = p_of_rows * of_rows[1][:, None]
+        if self.sides == 2 and not self.symmetric:
+            weights = weights + (logits[1] - of_columns[0]).exp_() * of_columns[1]
+        return (weights * products).sum()
 
 
 class _Sums:
