@@ -207,13 +207,16 @@ class CoreTuning(Objective):
         mixing = self._mixing(values, classes, draws)
         soft_labels = mix_labels(classes, mixing)
         # As released, the originals train what stands on the features, but not the features.
-        originals = features.detach() if self.variant == "released" else features
+        detached = self.variant == "released"
 
         def mixed(layer: Classifier) -> Tensor:
-            if isinstance(layer, nn.Linear):  # commutes with mixing
-                mapped = _linear(layer, features)
-                return mix(mapped, mixing, mapped if originals is features else _linear(layer, originals))
-            return layer(mix(features, mixing, originals))
+            if not isinstance(layer, nn.Linear):
+                return layer(mix(features, features.detach() if detached else None, mixing))
+            weight, bias = _parameters(layer, features)  # a linear layer commutes with mixing
+            if detached:
+                mapped, originals = _LinearTwice.apply(features, weight, bias)
+                return mix(mapped, originals, mixing)
+            return mix(F.linear(features, weight, bias), None, mixing)
 
         logits = mixed(classifier)
         if bool((labels < 0).any() or (labels >= logits.shape[1]).any()):
@@ -223,7 +226,8 @@ class CoreTuning(Objective):
             )
         cross_entropy = global_mean(soft_cross_entropy(logits, soft_labels))
         first, _, last = self.head
-        projections = _linear(last, torch.relu(mixed(first)))
+        hidden = torch.relu(mixed(first))
+        projections = F.linear(hidden, *_parameters(last, hidden))
         ids, weights = row_ids(soft_labels, classes, self.variant)
         contrast = focal_contrast(
             projections,
@@ -245,11 +249,27 @@ class CoreTuning(Objective):
         return Mixing(draws, *hardest_pairs(values, classes, self.variant))
 
 
-def _linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """A linear layer in the precision of ``x``."""
+def _parameters(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a linear layer in the precision of ``x``."""
     assert isinstance(layer, nn.Linear)
-    bias = None if layer.bias is None else layer.bias.to(x.dtype)
-    return F.linear(x, layer.weight.to(x.dtype), bias)
+    return layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype)
+
+
+class _LinearTwice(torch.autograd.Function):
+    """A linear layer of ``x`` and of ``x`` detached, for the products of one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        output = F.linear(x, weight, bias)
+        return output, output.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, grad_of_detached: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        both = grad + grad_of_detached
+        return grad @ weight, both.T @ x, both.sum(0) if ctx.has_bias else None
 
 
 def soft_cross_entropy(logits: Tensor, labels: SoftLabels) -> Tensor:

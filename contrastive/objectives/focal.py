@@ -22,7 +22,15 @@ from contrastive.objectives.inputs import (
     scaled_rows,
     zero_loss,
 )
-from contrastive.similarity import Gathered, gather, global_sum, logsumexp_self, rows, world_size
+from contrastive.similarity import (
+    Gathered,
+    gather,
+    global_sum,
+    logsumexp_cross,
+    logsumexp_self,
+    rows,
+    world_size,
+)
 
 # Anchors a block: few enough to have their positives in few columns, enough for efficient products.
 _ROWS = 128
@@ -69,21 +77,24 @@ def focal_contrast(
         raise ValueError("focal_contrast: give either labels or mask, and not both.")
     samples = gather(scaled_rows(embeddings, temperature) if normalize else divide(embeddings, temperature))
     pairs = _pairs_of_mask(mask, samples) if mask is not None else _pairs_of_labels(labels, weights, samples)
-    mass = global_sum(pairs.mass)
+    mass = global_sum(pairs.own_weights.sum())
     if mass == 0:
         return zero_loss("focal_contrast", "no row has a positive", (embeddings,))
-    if average == "rows":
-        pairs = pairs._replace(normaliser=torch.full_like(pairs.normaliser, len(samples.all)))
-    queries = samples.local.index_select(0, pairs.anchors)
+    normaliser = pairs.normaliser if average == "positives" else len(samples.all)
+    coefficients = pairs.own_weights / normaliser
     keys = samples.all.index_select(0, pairs.candidates)
-    log_sums = logsumexp_self(samples).index_select(0, pairs.anchors)
+    whole = samples.all is samples.local and mask is None  # then the anchors are the candidates
+    queries = keys if whole else samples.local.index_select(0, pairs.anchors)
+    log_sums = _log_sums(queries, keys, samples, pairs)
     total: Tensor
     if len(queries) * len(keys) <= rows.DENSE_ENTRIES:
         everything = slice(0, len(queries)), slice(0, len(keys))
-        log_p, weight = _log_p(queries, keys, log_sums, pairs.weights(*everything))
-        total = -(weight * log_p * (-log_p.expm1() if focal else 1.0)).sum()
+        positive = pairs.positive(*everything)
+        log_p = (queries @ keys.T - log_sums[:, None]).masked_fill(~positive, 0.0)
+        losses = -log_p * (-log_p.expm1() if focal else 1.0)
+        total = coefficients @ (losses @ pairs.weights)
     else:
-        total = _StreamPairs.apply(queries, keys, log_sums, pairs, focal)
+        total = _StreamPairs.apply(queries, keys, log_sums, coefficients, pairs, focal)
     return total * world_size() / mass
 
 
@@ -92,14 +103,24 @@ class _Pairs(NamedTuple):
 
     anchors: Tensor  # (A,) own rows that have a positive
     candidates: Tensor  # (K,) rows of all processes that are someone's positive
-    mass: Tensor  # weight of all anchors
-    normaliser: Tensor  # (A,) what the sum over an anchor's positives is divided by
-    block: Callable[[slice, slice], Tensor]  # weight of the pairs of some anchors and candidates, (m, n)
-    columns: Callable[[slice], slice]  # candidates in which the positives of some anchors lie
+    own_weights: Tensor  # (A,) of the anchors
+    weights: Tensor  # (K,) of the candidates
+    normaliser: Tensor  # (A,) weight of each anchor's positives
+    positive: Callable[[slice, slice], Tensor]  # which pairs of some anchors and candidates are positive
+    blocks: list[tuple[slice, slice]]  # some anchors and the candidates among which all their positives are
 
-    def weights(self, block: slice, columns: slice) -> Tensor:
-        """How much each pair ``(m, n)`` counts; 0 where it is none."""
-        return self.block(block, columns) / self.normaliser[block, None]
+
+def _log_sums(queries: Tensor, keys: Tensor, samples: Gathered, pairs: _Pairs) -> Tensor:
+    """Log-sum-exp of each anchor over all rows but itself; rows that are nobody's positive need none of their own."""
+    if queries is keys:
+        log_sums = logsumexp_self(Gathered(keys, keys, 0))
+    else:
+        log_sums = logsumexp_cross(queries, keys, pairs.anchors + samples.start, pairs.candidates)
+    others = torch.ones(len(samples.all), dtype=torch.bool, device=keys.device)
+    others[pairs.candidates] = False
+    if bool(others.any()):
+        log_sums = torch.logaddexp(log_sums, logsumexp_cross(queries, samples.all[others]))
+    return log_sums
 
 
 def _pairs_of_labels(labels: Tensor | None, weights: Tensor | None, samples: Gathered) -> _Pairs:
@@ -114,21 +135,27 @@ def _pairs_of_labels(labels: Tensor | None, weights: Tensor | None, samples: Gat
     end = samples.start + len(samples.local)
     anchors = candidates[(candidates >= samples.start) & (candidates < end)]
     row_class, column_class, own = class_of[anchors], class_of[candidates], weight[anchors]
-    begins = torch.searchsorted(column_class, row_class).tolist()
-    ends = torch.searchsorted(column_class, row_class, right=True).tolist()
+    bounds = torch.stack(
+        [
+            torch.searchsorted(row_class, row_class),
+            torch.searchsorted(column_class, row_class),
+            torch.searchsorted(column_class, row_class, right=True),
+        ]
+    )
 
-    def block_weights(block: slice, columns: slice) -> Tensor:
-        positive: Tensor = row_class[block, None] == column_class[columns]
-        positive &= anchors[block, None] != candidates[columns]
-        return positive * weight[candidates[columns]] * own[block, None]
+    def positive(block: slice, columns: slice) -> Tensor:
+        same: Tensor = row_class[block, None] == column_class[columns]
+        same &= anchors[block, None] != candidates[columns]
+        return same
 
     return _Pairs(
         anchors - samples.start,
         candidates,
-        own.sum(),
+        own,
+        weight[candidates],
         mass_of[row_class] - own,
-        block_weights,
-        lambda block: slice(begins[block.start], ends[block.stop - 1]),
+        positive,
+        _blocks(bounds.T.tolist(), _block_size(samples.all)),
     )
 
 
@@ -140,23 +167,40 @@ def _pairs_of_mask(mask: Tensor, samples: Gathered) -> _Pairs:
             f"{total} rows of all processes, shape ({count}, {total})."
         )
     own = torch.arange(count, device=mask.device)
-    positive = (mask != 0).scatter(1, own[:, None] + samples.start, False)
-    numbers = positive.sum(1)
+    every_positive = (mask != 0).scatter(1, own[:, None] + samples.start, False)
+    numbers = every_positive.sum(1)
     anchors = (numbers > 0).nonzero().flatten()
+    one = samples.all.new_ones(())
     return _Pairs(
         anchors,
         torch.arange(total, device=mask.device),
-        samples.all.new_tensor(len(anchors)),
+        one.expand(len(anchors)),
+        one.expand(total),
         numbers[anchors].to(samples.all.dtype),
-        lambda block, columns: positive[anchors[block], columns],
-        lambda block: slice(0, total),
+        lambda block, columns: every_positive[anchors[block], columns],
+        _blocks([[0, 0, total]] * len(anchors), _block_size(samples.all)),
     )
 
 
-def _log_p(queries: Tensor, keys: Tensor, log_sums: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """``log p`` of some pairs, 0 where a pair does not count, and their weights."""
-    log_p = torch.mm(queries, keys.T) - log_sums[:, None]
-    return log_p.masked_fill(weight == 0, 0.0), weight
+def _blocks(bounds: list[list[int]], size: int) -> list[tuple[slice, slice]]:
+    """Blocks of at most ``size`` anchors, cut between classes where possible, and the columns of their positives.
+
+    Args:
+        bounds: of the class of each anchor: its first anchor, its first candidate and the end of its candidates.
+        size: largest number of anchors.
+    """
+    blocks, start = [], 0
+    while start < len(bounds):
+        stop = min(start + size, len(bounds))
+        if stop < len(bounds) and bounds[stop][0] > start:
+            stop = bounds[stop][0]
+        blocks.append((slice(start, stop), slice(bounds[start][1], bounds[stop - 1][2])))
+        start = stop
+    return blocks
+
+
+def _block_size(samples: Tensor) -> int:
+    return min(_ROWS, rows.choose_block_size(len(samples), samples.device))
 
 
 class _StreamPairs(torch.autograd.Function):
@@ -164,24 +208,29 @@ class _StreamPairs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, queries: Tensor, keys: Tensor, log_sums: Tensor, pairs: _Pairs, focal: bool
+        ctx: Any,
+        queries: Tensor,
+        keys: Tensor,
+        log_sums: Tensor,
+        coefficients: Tensor,
+        pairs: _Pairs,
+        focal: bool,
     ) -> Tensor:
         grads = torch.zeros_like(queries), torch.zeros_like(keys), torch.zeros_like(log_sums)
         total = queries.new_zeros(())
-        block_size = min(_ROWS, rows.choose_block_size(len(keys), queries.device))
-        for start in range(0, len(queries), block_size):
-            block = slice(start, min(start + block_size, len(queries)))
-            columns = pairs.columns(block)
-            log_p, weight = _log_p(
-                queries[block], keys[columns], log_sums[block], pairs.weights(block, columns)
-            )
-            if focal:  # the loss and its derivative by log p
-                p, rest = log_p.exp(), -log_p.expm1()
-                total -= (weight * rest * log_p).sum()
-                slope = weight * (p * log_p - rest)
+        for block, columns in pairs.blocks:
+            positive = pairs.positive(block, columns)
+            log_p = torch.mm(queries[block], keys[columns].T).sub_(log_sums[block, None])
+            log_p.masked_fill_(~positive, 0.0)
+            if focal:  # the loss and its derivative by log p, both 0 where log p is
+                rest = log_p.expm1().neg_()
+                losses = rest * log_p
+                slope = log_p.mul_(1 - rest).sub_(rest)
             else:
-                total -= (weight * log_p).sum()
-                slope = -weight
+                losses, slope = log_p, -positive.to(log_p.dtype)
+            total -= coefficients[block] @ (losses @ pairs.weights[columns])
+            slope *= pairs.weights[columns]
+            slope *= coefficients[block, None]
             torch.mm(slope, keys[columns], out=grads[0][block])
             grads[1][columns].addmm_(slope.T, queries[block])
             grads[2][block] = -slope.sum(1)
@@ -196,4 +245,4 @@ class _StreamPairs(torch.autograd.Function):
                 rows.differentiable_once("focal_contrast", grad, x)
                 for grad, x in zip(grads, inputs, strict=True)
             ]
-        return *grads, None, None
+        return *grads, None, None, None

@@ -90,25 +90,22 @@ def hardest_pairs(
         block = slice(start, min(start + block_size, len(queries)))
         similarity = torch.mm(queries[block], keys.T)
         same = labels.local[block, None] == labels.all
-        others = same.scatter(1, own[block, None], False)
-        if variant == "released":
-            negatives[block] = similarity.masked_fill(same, 0.0).argmax(1)
-            found = similarity.masked_fill(~others, 0.0).argmin(1)
-            positives[block] = torch.where(found == 0, own[block], found)
-        else:
-            negatives[block] = similarity.masked_fill(same, -torch.inf).argmax(1)
-            found = similarity.masked_fill(~others, torch.inf).argmin(1)
-            positives[block] = torch.where(others.any(1), found, own[block])
+        nothing = 0.0 if variant == "released" else torch.inf
+        negatives[block] = similarity.masked_fill(same, -nothing).argmax(1)
+        similarity.masked_fill_(~same, nothing).scatter_(1, own[block, None], nothing)
+        found = similarity.argmin(1)
+        none = found == 0 if variant == "released" else similarity.gather(1, found[:, None])[:, 0] == nothing
+        positives[block] = torch.where(none, own[block], found)
     return positives, negatives
 
 
-def mix(x: Tensor, mixing: Mixing | None, originals: Tensor | None = None) -> Tensor:
+def mix(x: Tensor, originals: Tensor | None, mixing: Mixing | None) -> Tensor:
     """Originals, semi-hard negatives and hard positives of ``x`` ``(B, ...)``, one below the other: ``(3B, ...)``.
 
     Args:
         x: own samples; gathered here.
+        originals: the originals, if they are not ``x`` itself.
         mixing: what to mix; None returns the originals alone.
-        originals: takes the place of ``x`` as the originals.
     """
     originals = x if originals is None else originals
     if mixing is None:
@@ -156,7 +153,10 @@ def row_ids(labels: SoftLabels, classes: Gathered, variant: Variant = "corrected
         key = torch.stack([low, high, share_of_low, 1 - share_of_low], 1)
         key = torch.where(pure[:, None], torch.stack([only, only, pure, ~pure], 1), key)
         every_key = gather(key.double())
-        ids = torch.unique(every_key.all, dim=0, return_inverse=True)[1]
+        ids = torch.zeros(len(every_key.all), dtype=torch.int64, device=first.device)
+        for column in every_key.all.T:  # many times as fast as torch.unique of rows
+            place = torch.unique(column, return_inverse=True)[1]
+            ids = torch.unique(ids * len(ids) + place, return_inverse=True)[1]
         return ids[every_key.start : every_key.start + len(first)], torch.ones_like(share)
     place = torch.arange(len(first), device=first.device)
     own = -1 - (place + len(first) // max(len(classes.local), 1) * classes.start)

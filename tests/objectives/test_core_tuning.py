@@ -94,7 +94,7 @@ def test_official_mixtures(reference, name):
     labels, features = whole(data["targets"]), data["features"]
     draws = Draws(data["order"], data["lam_negative_raw"].clamp(min=0.8), data["lam_positive"])
     mixing = Mixing(draws, *hardest_pairs(whole(features), labels, "released"))
-    torch.testing.assert_close(mix(features, mixing), data["mixed_features"], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(mix(features, None, mixing), data["mixed_features"], rtol=1e-12, atol=1e-12)
     first, second, share = mix_labels(labels, mixing)
     one_hot = torch.eye(meta["hyperparameters"]["num_classes"], dtype=torch.float64)
     dense = share[:, None] * one_hot[first] + (1 - share)[:, None] * one_hot[second]
@@ -362,7 +362,7 @@ def test_released_originals_do_not_train_the_features():
         logits = objective.classifier(leaf)
         mixing = Mixing(draws, *hardest_pairs(whole(leaf.detach()), whole(labels), variant))
         kept = [i for i in range(24) if variant == "corrected" or i >= 8]
-        rows = mix(logits, mixing)
+        rows = mix(logits, None, mixing)
         soft = mix_labels(whole(labels), mixing)
         assert torch.equal(soft.share, torch.ones(24))
         F.cross_entropy(rows, soft.first, reduction="none")[kept].sum().div(24).backward()
