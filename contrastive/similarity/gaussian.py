@@ -6,7 +6,8 @@ the sum of all kernels without the own pairs (which are 1), a kernel entropy of 
 
 The matrices of all spaces are visited together, a square tile at a time; with one process only tiles on and
 above the diagonal, each of which serves its rows and its columns. Their product comes from the same
-exponentials. Backward computes them again, which takes no longer than fetching them; with row sums ``r_i`` and upstream
+exponentials. Where the rows of a tile are all the same point of a space, its kernels there are computed for one of
+them. Backward computes tiles again, which takes no longer than fetching them; with row sums ``r_i`` and upstream
 gradients ``g``, the weights ``w_ij = k_ij (g_i / r_i + g_j / r_j)`` give
 
     d/dx_i = sum_j w_ij (x_j - x_i) / t.
@@ -117,11 +118,16 @@ class _Tiles:
             for a, shift in zip(self.rows, shifts, strict=True)
         ]
         self._right = [torch.cat([b, torch.ones_like(b[:, :1]), -_half_square(b)], 1) for b in self.columns]
+        self._one_row = [_slices_of_one_point(a) for a in self.rows]
+        self._one_column = (
+            self._one_row if self.symmetric else [_slices_of_one_point(b) for b in self.columns]
+        )
 
     def __iter__(self) -> Iterator[tuple[slice, slice, list[Tensor]]]:
         """Rows, columns, and for each space the tile ``(m, n)`` between them."""
         for rows, columns in self.places():
-            yield rows, columns, [tile.exp_() for tile in self.logits(rows, columns)]
+            size = rows.stop - rows.start, columns.stop - columns.start
+            yield rows, columns, [tile.exp_().expand(size) for tile in self.logits(rows, columns)]
 
     def places(self) -> Iterator[tuple[slice, slice]]:
         """Rows and columns of each tile; of a symmetric matrix those on and above the diagonal."""
@@ -132,15 +138,16 @@ class _Tiles:
                 yield slice(i, min(i + size, num_rows)), slice(j, min(j + size, num_columns))
 
     def logits(self, rows: slice, columns: slice) -> list[Tensor]:
-        """Exponents of a tile; that of an own pair is ``-inf``."""
-        logits = [
-            torch.mm(left[rows], right[columns].T)
-            for left, right in zip(self._left, self._right, strict=True)
-        ]
+        """Exponents of a tile, one row or column for all that are equal; that of an own pair is ``-inf``."""
         offset = self.own + rows.start - columns.start
-        for tile in logits:
-            if -len(tile) < offset < tile.shape[1]:
-                tile.diagonal(offset).fill_(-torch.inf)
+        has_own = -(rows.stop - rows.start) < offset < columns.stop - columns.start
+        logits = []
+        for k, (left, right) in enumerate(zip(self._left, self._right, strict=True)):
+            m = 1 if rows.start in self._one_row[k] and not has_own else None
+            n = 1 if columns.start in self._one_column[k] and not has_own else None
+            logits.append(torch.mm(left[rows][:m], right[columns][:n].T))
+            if has_own:
+                logits[-1].diagonal(offset).fill_(-torch.inf)
         return logits
 
 
@@ -195,6 +202,12 @@ def _dense(local: Sequence[Tensor], everywhere: Sequence[Tensor], start: int) ->
     own = torch.ones_like(logits[0], dtype=torch.bool).triu(start).tril(start)
     joint, *each = (x.masked_fill(own, -torch.inf) for x in (torch.stack(logits).sum(0), *logits))
     return [joint.logsumexp(1), *(x.logsumexp((0, 1)) for x in each if len(logits) > 1)]
+
+
+def _slices_of_one_point(x: Tensor) -> set[int]:
+    """Where those slices of the rows start that hold the same point throughout."""
+    size = _tile_size(x.device)
+    return {i for i in range(0, len(x), size) if bool((x[i : i + size] == x[i]).all())}
 
 
 def _half_square(x: Tensor) -> Tensor:

@@ -134,7 +134,7 @@ def make_study(scale: str, smoke: bool) -> Study:
         ),
         notes=(
             "The digits are scikit-learn's 8 x 8 ones, enlarged, instead of MNIST's; networks and runs are much "
-            "smaller than the published ResNet-18 for 250 epochs, and views gentler (crops of at least 60 %, no flips). "
+            "smaller than the published ResNet-18 for 250 epochs, views gentler (crops of at least 60 %, no flips). "
             "Tried against the digits left in C, with one seed and 250 steps of the digits scale: information weights "
             "of 0, 1, 3, 10 and 100 give C to digit 0.90, 0.89, 0.88, 0.73, 0.67 and C to background 0.55, 0.57, 0.58, "
             "0.48, 0.25; crops of at least 20 %, as published, give 0.77 and 0.43 at weight 10."

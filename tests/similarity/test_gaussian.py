@@ -25,9 +25,11 @@ def tiles(monkeypatch):
 
 @pytest.mark.parametrize("widths", [(3,), (3, 5), (1, 1, 2)])
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
-def test_values_and_gradients(tiles, widths, scale):
+@pytest.mark.parametrize("equal", [0, 9])
+def test_values_and_gradients(tiles, widths, scale, equal):
     generator = torch.Generator().manual_seed(0)
     spaces = [scale * torch.randn(13, w, generator=generator, dtype=torch.float64) + 5 for w in widths]
+    spaces[-1][:equal] = 2.0
     results = []
     for function in (lambda *s: gaussian_logsumexp([gather(x) for x in s], 0.7), lambda *s: naive(0.7, *s)):
         leaves = [x.clone().requires_grad_() for x in spaces]
