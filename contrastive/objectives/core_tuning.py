@@ -226,7 +226,7 @@ class CoreTuning(Objective):
             )
         cross_entropy = global_mean(soft_cross_entropy(logits, soft_labels))
         first, _, last = self.head
-        hidden = torch.relu(mixed(first))
+        hidden = mixed(first).relu_()
         projections = F.linear(hidden, *_parameters(last, hidden))
         ids, weights = row_ids(soft_labels, classes, self.variant)
         contrast = focal_contrast(

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from contrastive.objectives.inputs import (
     check_choice,
@@ -82,9 +83,9 @@ def focal_contrast(
         return zero_loss("focal_contrast", "no row has a positive", (embeddings,))
     normaliser = pairs.normaliser if average == "positives" else len(samples.all)
     coefficients = pairs.own_weights / normaliser
-    keys = samples.all.index_select(0, pairs.candidates)
+    keys = F.embedding(pairs.candidates, samples.all)  # index_select with a faster backward
     whole = samples.all is samples.local and mask is None  # then the anchors are the candidates
-    queries = keys if whole else samples.local.index_select(0, pairs.anchors)
+    queries = keys if whole else F.embedding(pairs.anchors, samples.local)
     log_sums = _log_sums(queries, keys, samples, pairs)
     total: Tensor
     if len(queries) * len(keys) <= rows.DENSE_ENTRIES:

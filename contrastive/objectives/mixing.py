@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from contrastive.objectives.inputs import scaled_rows
 from contrastive.similarity import Gathered, gather, rows
@@ -112,7 +113,8 @@ def mix(x: Tensor, originals: Tensor | None, mixing: Mixing | None) -> Tensor:
         return originals
     (partners, negative, positive), hard_positives, hard_negatives = mixing
     everyone = gather(x).all
-    partner, close, far = (everyone.index_select(0, i) for i in (partners, hard_negatives, hard_positives))
+    # An embedding is an index_select whose backward is three times as fast.
+    partner, close, far = (F.embedding(i, everyone) for i in (partners, hard_negatives, hard_positives))
     negative, positive = (share.to(x.dtype)[:, None] for share in (negative, positive))
     return torch.cat([originals, torch.lerp(x, partner, negative), torch.lerp(close, far, positive)])
 
