@@ -13,7 +13,7 @@ from study import mean_and_std
 
 HEAD = """# Results
 
-The central claim of every method, tried on two scales: scikit-learn's digits, and CIFAR-10 (JPEG copy) with small
+The central claims of the papers, tried on scikit-learn's digits and, where a section says so, on CIFAR-10 with small
 networks. Methods and baselines had the same budget and the same number of candidate settings, chosen on a validation
 part. Numbers are means ± standard deviations over seeds on the test set. A claim counts as *reproduced* if a one-sided
 t-test over the seeds, paired where it compares arms, puts it above its margin at 5 %, as *not reproduced* if below, and
@@ -33,7 +33,7 @@ def section(document: Mapping[str, Any], picture: str) -> str:
     ]
     lines += ["| claim | verdict | mean ± sd | margin | p |", "|---|---|---|---|---|"]
     for claim in document["claims"]:
-        p = "" if claim["p"] is None else f"{claim['p']:.2g}"
+        p = "" if claim["p"] is None else "< 0.001" if claim["p"] < 0.001 else f"{claim['p']:.2g}"
         spread = f"{claim['mean']:+.3f} ± {claim['std']:.3f}"
         lines.append(f"| {claim['claim']} | **{claim['verdict']}** | {spread} | {claim['margin']:g} | {p} |")
     lines += ["", f"| arm | settings | {' | '.join(shown)} |", "|---" * (len(shown) + 2) + "|"]
