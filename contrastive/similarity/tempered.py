@@ -216,7 +216,9 @@ class _Blocks:
 
     def entries(self) -> int:
         """Number of exponentials in all blocks."""
-        return self.sides * sum(int(part.stop - part.start) * (len(self.b) - first) for part, first, _ in self)
+        return self.sides * sum(
+            int(part.stop - part.start) * (len(self.b) - first) for part, first, _ in self
+        )
 
     def memory(self, name: str, *shape: int) -> Tensor:
         """Uninitialised memory, the same for every block; the first one asks for most."""

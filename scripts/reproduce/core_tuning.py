@@ -212,7 +212,8 @@ def make_study(scale: str, smoke: bool) -> Study:
         ),
         notes=(
             "The paper fine-tunes a ResNet-50 of ImageNet for a hundred epochs with SGD. Released is the loss of the "
-            "official code with exact identities of soft labels."
+            "official code with exact identities of soft labels. The margin over cross entropy grows with the passes "
+            "over the labelled data: with all digits it was -1.7 points after 150 steps and +1.4 after 400 (one seed each)."
         ),
     )
 
