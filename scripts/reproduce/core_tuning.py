@@ -217,9 +217,9 @@ def make_study(scale: str, smoke: bool) -> Study:
                 ""
                 if scale == "cifar"
                 else " Noise, steps and the part of the digits that is trained on were set after trials of one or two "
-                "seeds, in which the difference to cross entropy with all labels was -1.7 points (all digits, 150 steps, "
-                "test set), +1.4 (400 steps, validation part) and -3.2 (300 steps, noise 0.25, validation part), with "
-                "few labels between -1.7 and +4."
+                "seeds, in which the difference to cross entropy with all labels was -1.7 points (all digits, 150 "
+                "steps, test set), +1.4 (400 steps, validation part) and -3.2 (300 steps, noise 0.25, validation "
+                "part), with few labels between -1.7 and +4."
             )
         ),
     )
