@@ -78,8 +78,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
-    for name, value in {"PL_GLOBAL_SEED": "0", "PL_SEED_WORKERS": "0", "OMP_WAIT_POLICY": "PASSIVE"}.items():
-        monkeypatch.setenv(name, value)  # so that they are put back
     handler = signal.getsignal(signal.SIGINT)
     yield tmp_path
     signal.signal(signal.SIGINT, handler)

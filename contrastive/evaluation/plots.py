@@ -166,7 +166,9 @@ def project(vectors: Array, seed: int = 0) -> tuple[Array, str]:
         return np.zeros((len(unit), 2)), "PCA"
     if len(unit) > 15:
         try:
-            from umap import UMAP
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ImportWarning)  # it says that Tensorflow is missing
+                from umap import UMAP
         except ImportError:
             pass
         else:

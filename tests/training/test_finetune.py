@@ -291,8 +291,6 @@ def test_the_configuration_runs(pretrained, tmp_path, monkeypatch, capsys, objec
     shutil.copytree(pretrained / "runs", tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
-    for name, value in {"PL_GLOBAL_SEED": "0", "PL_SEED_WORKERS": "0", "OMP_WAIT_POLICY": "PASSIVE"}.items():
-        monkeypatch.setenv(name, value)
     handler = signal.getsignal(signal.SIGINT)
     words = ["--trainer.max_steps=3", "--extras.evaluate=false", "--extras.report=false"]
     words += ["--data.num_workers=0", f"--model.objective={objective}"]
