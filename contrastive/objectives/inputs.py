@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,12 +10,41 @@ from torch.nn import functional as F
 
 from contrastive.similarity import Gathered, gather
 
+_SHORTEST = 1e-12  # rows below this length are divided by it instead
+
 
 def scaled_rows(x: Tensor, temperature: float | Tensor) -> Tensor:
     """``x (..., D)`` normalised and divided by ``sqrt(temperature)``, in at least float32 also under autocast."""
     with torch.autocast(x.device.type, enabled=False):
         x = x if x.dtype == torch.float64 else x.float()
-        return divide(F.normalize(x, dim=-1), temperature)
+        plain = not isinstance(temperature, Tensor)
+        scaled: Tensor = _Normalise.apply(x, 1 / math.sqrt(temperature) if plain else 1.0)
+        return scaled if plain else divide(scaled, temperature)
+
+
+class _Normalise(torch.autograd.Function):
+    """Rows ``x`` scaled to a length; as ``F.normalize``, in half the passes over memory.
+
+    With ``y = length · x / |x|`` the gradient is ``(length / |x|) (g - y (y·g) / length^2)``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, length: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        factor = length / norm.clamp(min=_SHORTEST)
+        y: Tensor = x * factor
+        ctx.save_for_backward(x, y, norm, factor)
+        ctx.length = length
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
+        x, y, norm, factor = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            y = F.normalize(x, dim=-1, eps=_SHORTEST) * ctx.length
+            return torch.autograd.grad(y, x, grad, create_graph=True)[0], None
+        along = (y * grad).sum(-1, keepdim=True).masked_fill_(norm < _SHORTEST, 0.0)
+        return torch.addcmul(grad, y, along, value=-1 / ctx.length**2).mul_(factor), None
 
 
 def divide(x: Tensor, temperature: float | Tensor) -> Tensor:

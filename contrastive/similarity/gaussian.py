@@ -178,8 +178,8 @@ def _largest_logits(tiles: _Tiles) -> list[float]:
 def _gradients(tiles: _Tiles, weights: list[Tensor]) -> list[Tensor]:
     """Gradients of the points, from upstream gradients over sums: those of rows and those of totals."""
     points = [*tiles.rows] if tiles.symmetric else [*tiles.rows, *tiles.columns]
-    moved = [torch.zeros_like(x) for x in points]  # sum_j w_ij x_j
-    mass = [torch.zeros_like(x[:, 0]) for x in points]  # sum_j w_ij
+    with_one = [torch.cat([x, torch.ones_like(x[:, :1])], 1) for x in points]
+    moved = [torch.zeros_like(x) for x in with_one]  # sum_j w_ij x_j and, in the last column, sum_j w_ij
     of_columns = 0 if tiles.symmetric else len(tiles.rows)  # where the columns stand among the points
     of_rows, *of_totals = weights
     of_totals = [2 * w if tiles.symmetric else w for w in of_totals]  # for (i, j) and (j, i)
@@ -188,12 +188,10 @@ def _gradients(tiles: _Tiles, weights: list[Tensor]) -> list[Tensor]:
         joint = reduce(Tensor.mul_, kernels[1:], ends * kernels[0])
         for k, kernel in enumerate(kernels):
             pairs = torch.addcmul(joint, kernel, of_totals[k]) if of_totals else joint
-            moved[k][rows].addmm_(pairs, tiles.columns[k][columns])
-            mass[k][rows] += pairs.sum(1)
+            moved[k][rows].addmm_(pairs, with_one[of_columns + k][columns])
             if not (tiles.symmetric and rows == columns):
-                moved[of_columns + k][columns].addmm_(pairs.T, tiles.rows[k][rows])
-                mass[of_columns + k][columns] += pairs.sum(0)
-    return [towards - total[:, None] * x for towards, total, x in zip(moved, mass, points, strict=True)]
+                moved[of_columns + k][columns].addmm_(pairs.T, with_one[k][rows])
+    return [towards[:, :-1] - towards[:, -1:] * x for towards, x in zip(moved, points, strict=True)]
 
 
 def _dense(local: Sequence[Tensor], everywhere: Sequence[Tensor], start: int) -> list[Tensor]:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 TEMPERATURE, ETA = 0.07, 1.0
 CASES = {
+    "B=512 d=128": {"batch": 512, "dim": 128, "classes": 10},
     "B=512 d=512": {"batch": 512, "dim": 512, "classes": 10},
     "B=512 d=512 C=100": {"batch": 512, "dim": 512, "classes": 100},
     "B=256 d=2048": {"batch": 256, "dim": 2048, "classes": 10},
