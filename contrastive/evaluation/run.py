@@ -53,7 +53,7 @@ def probe_run(
         The content of the JSON file.
     """
     start = time.perf_counter()
-    data = _prepare(run, data)
+    data = prepare_data(run, data)
     train, test = _features(load_run_encoder(run), data, device)
     settings: dict[str, Any] = {"solver": protocol, "standardize": standardize}
     result = linear_probe(
@@ -101,7 +101,7 @@ def knn_run(
         The content of the JSON file.
     """
     start = time.perf_counter()
-    data = _prepare(run, data)
+    data = prepare_data(run, data)
     train, test = _features(load_run_encoder(run), data, device)
     result = knn_classify(train, test, k=k, temperature=temperature, metric=metric)
     settings = {"k": min(k, len(train)), "temperature": temperature, "metric": metric}
@@ -138,7 +138,7 @@ def evaluate_run(
         The content of ``label_efficiency.json``: its metrics are a table, encoder by method by labels a class.
     """
     start = time.perf_counter()
-    data = _prepare(run, data)
+    data = prepare_data(run, data)
     rows: dict[str, nn.Module] = {}
     if baselines:
         rows = {"raw pixels": RawPixels(), "untrained encoder": load_run_encoder(run, untrained=seed)}
@@ -275,8 +275,13 @@ def _read_config(run: Folder) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _prepare(run: Folder, data: LightningDataModule | None) -> Any:
-    """The data module to evaluate on, set up."""
+def prepare_data(run: Folder, data: LightningDataModule | None = None) -> Any:
+    """The data module to evaluate on, set up: ``data``, or the one that the configuration of the run names.
+
+    Raises:
+        FileNotFoundError: there is no such run, or it names no data.
+        TypeError: the data module gives no ordered batches.
+    """
     if not Path(run).is_dir():
         raise FileNotFoundError(
             f"run={str(run)!r} is not a folder; give the folder of a training run, as runs/quickstart/0"

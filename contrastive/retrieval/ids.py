@@ -1,0 +1,161 @@
+"""The callers' own ids, integers or strings, and the slots that their vectors stand in."""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Ids: TypeAlias = Sequence[int] | Sequence[str] | Array
+
+_FEW = 50_000  # recent integer ids that are kept beside the sorted ones until they are merged with them
+
+
+class IdTable:
+    """Which id stands in which slot. Slots count up from 0; one that was removed stays empty until :meth:`keep`.
+
+    Integers are found by bisection in a sorted copy (16 bytes an id), strings in a dictionary.
+    """
+
+    def __init__(self, values: Array | None = None, alive: Array | None = None) -> None:
+        self._fill(np.empty(0, np.int64) if values is None else values, alive)
+
+    def _fill(self, values: Array, alive: Array | None) -> None:
+        self._values, self._size = values, len(values)
+        self._alive = np.ones(len(values), bool) if alive is None else alive
+        self.num_alive = int(self._alive.sum())
+        self._recent: dict[Any, int] | None = None  # id -> slot, for ids that are not in the sorted part
+        self._sorted: tuple[Array, Array] = (np.empty(0, np.int64), np.empty(0, np.int64))
+
+    def __len__(self) -> int:
+        """Number of slots, empty ones included."""
+        return self._size
+
+    @property
+    def strings(self) -> bool:
+        """Whether ids are strings; integers otherwise, or while there are none."""
+        return self._values.dtype == object
+
+    @property
+    def values(self) -> Array:
+        """The id of each slot, ``int64`` or an object array of ``str``; of empty slots the one that was there."""
+        return self._values[: self._size]
+
+    @property
+    def alive(self) -> Array:
+        """Which slots hold an id, bool."""
+        return self._alive[: self._size]
+
+    def check(self, ids: Ids, call: str) -> Array:
+        """``ids`` as an array of this table's kind.
+
+        Raises:
+            TypeError: neither all integers nor all strings, or not of the kind that is here.
+            ValueError: not one-dimensional, or one stands twice.
+        """
+        found = as_ids(ids, call)
+        if self._size and len(found) and (found.dtype == object) != self.strings:
+            kinds = "strings" if self.strings else "integers"
+            raise TypeError(
+                f"{call}: the ids here are {kinds}, the first given is {found.tolist()[0]!r}; give {kinds}."
+            )
+        return found
+
+    def find(self, ids: Array) -> Array:
+        """The slot of each id, -1 where it is not here."""
+        recent = self._index()
+        slots = np.full(len(ids), -1, np.int64)
+        keys, places = self._sorted
+        if len(keys) and not self.strings:
+            at = np.searchsorted(keys, ids)
+            at[at == len(keys)] = 0
+            hit = keys[at] == ids
+            slots[hit] = places[at[hit]]
+            slots[~self._alive[slots]] = -1  # of -1 itself this looks at the last slot, and leaves -1
+        if recent:
+            slots = np.array(
+                [recent.get(i, s) for i, s in zip(ids.tolist(), slots.tolist(), strict=True)], np.int64
+            ).reshape(-1)
+        return slots
+
+    def reserve(self, ids: Array) -> Array:
+        """The next slots, for ids that are not here yet; the slots are empty until :meth:`fill`."""
+        if not self._size:
+            self._values, self._alive = np.empty(0, ids.dtype), np.empty(0, bool)
+        end = self._size + len(ids)
+        if end > len(self._values):  # grows by half, so that adding one at a time copies little
+            room = max(end, len(self._values) * 3 // 2)
+            values, alive = np.empty(room, ids.dtype), np.zeros(room, bool)
+            values[: self._size], alive[: self._size] = self.values, self.alive
+            self._values, self._alive = values, alive
+        slots = np.arange(self._size, end)
+        self._values[self._size : end], self._alive[self._size : end] = ids, False
+        self._size = end
+        return slots
+
+    def fill(self, slots: Array) -> None:
+        """Let the ids of reserved slots be found there."""
+        recent = self._index()
+        self._alive[slots] = True
+        self.num_alive += len(slots)
+        if self.strings or len(recent) + len(slots) <= _FEW:
+            recent.update(zip(self._values[slots].tolist(), slots.tolist(), strict=True))
+        else:
+            self._recent = None  # sort all anew when next asked
+
+    def truncate(self, size: int) -> None:
+        """Give reserved slots from ``size`` on back."""
+        self._size = size
+
+    def remove(self, slots: Array) -> None:
+        """Empty these slots."""
+        recent = self._index()
+        for i in self._values[slots].tolist() if recent else ():
+            recent.pop(i, None)
+        self._alive[slots] = False
+        self.num_alive -= len(slots)
+
+    def keep(self, slots: Array) -> None:
+        """Keep only these slots, in this order; the others and their numbers are gone."""
+        self._fill(self._values[slots], self._alive[slots])
+
+    def _index(self) -> dict[Any, int]:
+        if self._recent is None:
+            slots = np.flatnonzero(self.alive)
+            values = self._values[slots]
+            if self.strings:
+                self._recent = dict(zip(values.tolist(), slots.tolist(), strict=True))
+            else:
+                order = np.argsort(values, kind="stable")
+                self._sorted, self._recent = (values[order], slots[order]), {}
+        return self._recent
+
+
+def as_ids(ids: Ids, call: str) -> Array:
+    """Integers as ``int64 (N,)``, or strings as an object array ``(N,)``, without repetitions.
+
+    Raises:
+        TypeError: neither all integers nor all strings.
+        ValueError: not one-dimensional, or one stands twice.
+    """
+    found = np.asarray(ids)
+    if found.ndim != 1:
+        raise ValueError(
+            f"{call}: ids have the shape {found.shape}; give one id for each vector, shape (N,)."
+        )
+    if found.dtype.kind in "iu" or not len(found):
+        found = found.astype(np.int64)
+    elif found.dtype.kind == "U":
+        found = found.astype(object)
+    elif found.dtype != object or not all(isinstance(i, str) for i in found):
+        raise TypeError(
+            f"{call}: ids have the type {found.dtype} (first {found.tolist()[0]!r}); give integers, or strings, for all vectors."
+        )
+    unique, counts = np.unique(found, return_counts=True)
+    if len(unique) < len(found):
+        twice = unique[counts > 1]
+        raise ValueError(
+            f"{call}: {len(twice)} ids stand more than once, as {twice.tolist()[0]!r}; give each vector an id of its own."
+        )
+    return found

@@ -1,0 +1,580 @@
+"""A searchable set of vectors under the callers' own ids: built, changed, tuned, saved and merged."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from contrastive.retrieval.engine import NOTHING, choose_factory
+from contrastive.retrieval.folder import check_files, read_manifest, write_folder
+from contrastive.retrieval.ids import Array, Ids, IdTable
+from contrastive.retrieval.metadata import Columns, Filter, Metadata
+from contrastive.retrieval.neighbours import BLOCK, Neighbours
+from contrastive.retrieval.vectors import METRICS, Metric, Vectors, as_rows
+
+KIND, VERSION = "contrastive index", 1
+Folder = str | os.PathLike[str]
+
+_FEW = 20_000  # vectors that pass a filter and are then all compared, which takes milliseconds
+
+
+class Index:
+    """Nearest neighbours of vectors, under integer or string ids, with columns to filter by.
+
+    Made by :meth:`build`, :meth:`from_embeddings`, :meth:`load` or :meth:`merge`. Vectors of ``metric="cosine"`` are
+    brought to unit length, those of queries too. Scores are cosines, inner products (``"dot"``) or minus Euclidean
+    distances: larger is closer. Everything that is refused is refused before anything has changed.
+
+    Args:
+        dim: width of the vectors.
+        metric: ``"cosine"``, ``"dot"`` or ``"euclidean"``.
+        factory: ``"Flat"`` for exact search, or a factory string of FAISS.
+        keep_vectors: keep the vectors themselves in a file beside a FAISS index, to rank short lists by them and to
+            give them back; exact search and HNSW keep them anyway.
+        fingerprint: of the encoder that the vectors are from.
+
+    Raises:
+        ValueError: an unknown metric, a width below 1, or a factory that FAISS does not understand.
+        ImportError: another factory than ``"Flat"``, and FAISS is not installed.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        metric: Metric = "cosine",
+        factory: str = "Flat",
+        *,
+        keep_vectors: bool = False,
+        fingerprint: str | None = None,
+    ) -> None:
+        if metric not in METRICS:
+            raise ValueError(f"Index: metric is {metric!r}; choose one of {', '.join(METRICS)}.")
+        if dim < 1:
+            raise ValueError(f"Index: dim is {dim}; give the width of the vectors.")
+        self.fingerprint = fingerprint
+        self.tuned: dict[str, Any] | None = None
+        """What :meth:`tune` found: effort, re-ranking, recall and speed."""
+        self._ids, self._metadata = IdTable(), Metadata()
+        self._neighbours = Neighbours(dim, metric, factory, keep_vectors)
+
+    # ------------------------------------------------------------------ making one
+
+    @classmethod
+    def build(
+        cls,
+        vectors: Vectors,
+        ids: Ids | None = None,
+        *,
+        metric: Metric = "cosine",
+        factory: str = "auto",
+        metadata: Columns = None,
+        memory_budget: int | None = None,
+        keep_vectors: bool | None = None,
+        fingerprint: str | None = None,
+        seed: int = 0,
+    ) -> "Index":
+        """Build an index of vectors in memory.
+
+        Args:
+            vectors: ``(N, D)`` floating point, tensor or array.
+            ids: ``(N,)`` integers or strings, each once; 0 to N - 1 by default.
+            metric: see :class:`Index`.
+            factory: ``"auto"`` (:func:`~contrastive.retrieval.engine.choose_factory`), ``"Flat"``, or a factory string
+                of FAISS.
+            metadata: a column each, N values; or a table.
+            memory_budget: bytes that ``"auto"`` may use; half of what is free by default.
+            keep_vectors: see :class:`Index`; by default, if ``"auto"`` chose codes.
+            fingerprint: of the encoder.
+            seed: of the sample that lists and codes are learned from.
+
+        Raises:
+            TypeError: vectors or ids of a wrong type.
+            ValueError: shapes that do not fit, vectors or ids that are not valid.
+        """
+        rows = as_rows(vectors, metric, None, "Index.build")
+        index = cls._sized(
+            len(rows), rows.shape[1], metric, factory, memory_budget, keep_vectors, fingerprint
+        )
+        prepared = index._check_new(rows, ids, metadata, "Index.build")
+        index._neighbours.train(rows, seed)
+        index._append(rows, *prepared)
+        return index
+
+    @classmethod
+    def from_embeddings(
+        cls,
+        folder: Folder,
+        *,
+        metric: Metric = "cosine",
+        factory: str = "auto",
+        columns: Sequence[str] | None = None,
+        memory_budget: int | None = None,
+        keep_vectors: bool | None = None,
+        seed: int = 0,
+    ) -> "Index":
+        """Build an index of embeddings on disk, a part at a time.
+
+        With ``"auto"`` and more vectors than fit the budget, only codes and ids are in memory.
+
+        Args:
+            folder: written by :func:`contrastive.retrieval.embed`.
+            columns: the columns to take over; all by default.
+            metric, factory, memory_budget, keep_vectors, seed: see :meth:`build`.
+
+        Raises:
+            FileNotFoundError: the folder holds no finished embeddings.
+            ValueError: a damaged shard, or one that does not fit.
+        """
+        from contrastive.retrieval.shards import Embeddings
+
+        source = Embeddings(folder)
+        index = cls._sized(
+            len(source),
+            source.dim,
+            metric,
+            factory,
+            memory_budget,
+            keep_vectors,
+            source.manifest["fingerprint"],
+        )
+        if wanted := index._neighbours.training_rows:
+            sample = as_rows(source.sample(wanted, seed), metric, None, "Index.from_embeddings")
+            index._neighbours.train(sample, seed)
+        for vectors, ids, table in source.batches(columns=columns):
+            index.add(vectors, ids, table)
+        return index
+
+    @classmethod
+    def _sized(
+        cls,
+        count: int,
+        dim: int,
+        metric: Metric,
+        factory: str,
+        memory_budget: int | None,
+        keep_vectors: bool | None,
+        fingerprint: str | None,
+    ) -> "Index":
+        chosen = factory
+        if factory == "auto":
+            chosen = choose_factory(count, dim, memory_budget or _free_memory() // 2)
+        keep = factory == "auto" if keep_vectors is None else keep_vectors
+        return cls(dim, metric, chosen, keep_vectors=keep, fingerprint=fingerprint)
+
+    # ------------------------------------------------------------------ what is in it
+
+    def __len__(self) -> int:
+        """Number of vectors."""
+        return self._ids.num_alive
+
+    def __contains__(self, item: int | str) -> bool:
+        """Whether there is a vector of this id."""
+        return bool(self._ids.find(self._ids.check([item], "in"))[0] >= 0)  # type: ignore[arg-type]
+
+    @property
+    def ids(self) -> Array:
+        """All ids ``(N,)``: ``int64``, or an object array of ``str``."""
+        return self._ids.values[self._ids.alive]
+
+    @property
+    def metadata(self) -> pa.Table | None:
+        """The columns, a row for each of :attr:`ids` in the same order; None if there are none."""
+        table = self._metadata.table
+        return (
+            table if table is None or len(self) == len(self._ids) else table.filter(pa.array(self._ids.alive))
+        )
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What describes the index; stands in ``manifest.json`` of a saved one."""
+        return {
+            "metric": self.metric,
+            "normalised": self.metric == "cosine",
+            "dim": self.dim,
+            "count": len(self),
+            "id": "string" if self._ids.strings else "integer",
+            "columns": [] if self._metadata.table is None else self._metadata.table.column_names,
+            "factory": self.factory,
+            "effort": self._neighbours.effort,
+            "rerank": self._neighbours.rerank,
+            "tuned": self.tuned,
+            "fingerprint": self.fingerprint,
+        }
+
+    @property
+    def dim(self) -> int:
+        """Width of the vectors."""
+        return self._neighbours.dim
+
+    @property
+    def metric(self) -> Metric:
+        """``"cosine"``, ``"dot"`` or ``"euclidean"``."""
+        return self._neighbours.metric
+
+    @property
+    def factory(self) -> str:
+        """``"Flat"``, or the factory string of FAISS."""
+        return self._neighbours.factory
+
+    @property
+    def exact(self) -> bool:
+        """Whether every vector is compared, so that neighbours are right for certain."""
+        return self._neighbours.approximate is None
+
+    def reconstruct(self, ids: Ids) -> Array:
+        """Vectors ``(n, D)`` of these ids, of unit length for ``"cosine"``.
+
+        They are those that were given, but for codes without ``keep_vectors``.
+
+        Raises:
+            KeyError: an id is not here.
+        """
+        return self._neighbours.rows(self._slots(ids, "reconstruct"))
+
+    # ------------------------------------------------------------------ changing it
+
+    def add(self, vectors: Vectors, ids: Ids | None = None, metadata: Columns = None) -> None:
+        """Add vectors.
+
+        Args:
+            vectors: ``(n, D)``.
+            ids: ``(n,)``, none of which is here; the integers after the largest one by default.
+            metadata: the columns that the index has.
+
+        Raises:
+            TypeError: vectors or ids of a wrong type.
+            ValueError: a vector, id or column that is not valid, or an id that is here.
+        """
+        rows = as_rows(vectors, self.metric, self.dim, "add")
+        prepared = self._check_new(rows, ids, metadata, "add")
+        if self._neighbours.training_rows:
+            raise ValueError(
+                f"add: factory={self.factory!r} must be trained first; make the index by Index.build(vectors)."
+            )
+        self._append(rows, *prepared)
+
+    def remove(self, ids: Ids) -> None:
+        """Remove vectors.
+
+        Raises:
+            KeyError: an id is not here; then nothing is removed.
+        """
+        self._ids.remove(self._slots(ids, "remove"))
+
+    def update(self, vectors: Vectors, ids: Ids, metadata: Columns = None) -> None:
+        """Give new vectors, and new values in the columns, to ids that are here.
+
+        Raises:
+            KeyError: an id is not here.
+            TypeError, ValueError: see :meth:`add`.
+        """
+        slots = self._slots(ids, "update")
+        rows = as_rows(vectors, self.metric, self.dim, "update")
+        if len(rows) != len(slots):
+            raise ValueError(f"update: got {len(rows)} vectors for {len(slots)} ids; give one for each.")
+        table = metadata
+        if metadata is None and self._metadata.table is not None:
+            table = self._metadata.table.take(pa.array(slots))
+        table = self._metadata.check(table, len(rows), False, "update")
+        self._append(rows, self._ids.check(ids, "update"), table, replaced=slots)
+
+    def compact(self) -> None:
+        """Give back the room of removed vectors; an approximate index is built anew for that.
+
+        Raises:
+            ValueError: the vectors themselves are not kept.
+        """
+        alive = np.flatnonzero(self._ids.alive)
+        if len(alive) < len(self._ids):
+            self._require_vectors("compact")
+            self._neighbours.keep(alive)
+            self._ids.keep(alive)
+            self._metadata.keep(alive)
+
+    def _check_new(
+        self, rows: Array, ids: Ids | None, metadata: Columns, call: str
+    ) -> tuple[Array, pa.Table | None]:
+        if ids is None:
+            if self._ids.strings:
+                raise TypeError(f"{call}: the ids here are strings; give ids.")
+            first = int(self._ids.values.max()) + 1 if len(self._ids) else 0
+            ids = np.arange(first, first + len(rows))
+        found = self._ids.check(ids, call)
+        if len(found) != len(rows):
+            raise ValueError(f"{call}: got {len(found)} ids for {len(rows)} vectors; give one for each.")
+        here = self._ids.find(found) >= 0
+        if here.any():
+            raise ValueError(
+                f"{call}: {int(here.sum())} of {len(found)} ids are in the index, as {found[here].tolist()[0]!r}; use update "
+                "for these."
+            )
+        return found, self._metadata.check(metadata, len(rows), not len(self._ids), call)
+
+    def _append(self, rows: Array, ids: Array, table: pa.Table | None, replaced: Array | None = None) -> None:
+        if not len(rows):
+            return
+        size = len(self._ids)
+        slots = self._ids.reserve(ids)
+        try:
+            self._metadata.append(table)
+            self._neighbours.append(rows)
+        except BaseException:
+            if len(self._neighbours) == size:  # once they are there, they stay in empty slots
+                self._ids.truncate(size)
+                self._metadata.truncate(size)
+            raise
+        if replaced is not None:
+            self._ids.remove(replaced)
+        self._ids.fill(slots)
+
+    # ------------------------------------------------------------------ searching
+
+    def search(self, queries: Vectors, k: int = 10, filter: Filter = None) -> tuple[Array, Array]:
+        """The ``k`` closest vectors of each query.
+
+        Args:
+            queries: ``(Q, D)`` floating point.
+            k: number of neighbours.
+            filter: only among vectors whose columns meet these conditions: column -> a value, a list of values, or
+                ``slice(low, high)``, both included.
+
+        Returns:
+            Scores ``(Q, k)`` float32, falling along each row, and ids ``(Q, k)``. Where fewer were found, the score
+            is ``-inf`` and the id -1 or None.
+
+        Raises:
+            TypeError, ValueError: queries that are not valid, k below 1, or a filter that does not fit the columns.
+        """
+        if k < 1:
+            raise ValueError(f"search: k is {k}; give the number of neighbours, 1 or more.")
+        rows = as_rows(queries, self.metric, self.dim, "search")
+        mask = self._mask(filter, "search")
+        few = bool(filter) and mask is not None and int(mask.sum()) <= _FEW and self._neighbours.has_vectors
+        scores, slots = (self._neighbours.exact if few else self._neighbours.search)(rows, k, mask)
+        return scores, self._named(slots)
+
+    def range_search(
+        self, queries: Vectors, score: float, filter: Filter = None
+    ) -> tuple[list[Array], list[Array]]:
+        """All vectors whose score is at least ``score``, closest first.
+
+        Args:
+            queries: ``(Q, D)``.
+            score: a cosine, an inner product, or minus a Euclidean distance.
+            filter: see :meth:`search`.
+
+        Returns:
+            For each query its scores and its ids, ``(n_q,)`` each. Of an approximate index some may be missing.
+        """
+        rows = as_rows(queries, self.metric, self.dim, "range_search")
+        if self.metric == "euclidean" and score > 0:
+            raise ValueError(f"range_search: score is {score}; give minus the largest distance, 0 or less.")
+        scores, slots = self._neighbours.range_search(rows, score, self._mask(filter, "range_search"))
+        return scores, [self._named(found) for found in slots]
+
+    def tune(
+        self,
+        recall: float = 0.95,
+        k: int = 10,
+        *,
+        queries: Vectors | None = None,
+        sample: int = 500,
+        seed: int = 0,
+    ) -> dict[str, Any]:
+        """Search with the least effort that finds so many of the true neighbours, measured on a sample.
+
+        Args:
+            recall: share of the ``k`` true neighbours that must be found, in (0, 1].
+            k: number of neighbours.
+            queries: ``(Q, D)`` like those to come; by default vectors of the index, which do not find themselves.
+            sample: how many of these to take.
+            seed: of the sample.
+
+        Returns:
+            Effort, candidates a neighbour that are ranked again (``rerank``), measured recall and queries per second;
+            also in :attr:`tuned`. Where no effort suffices there is a warning, and the greatest is chosen.
+
+        Raises:
+            ValueError: an empty index, a recall out of range, or codes without the vectors to compare with.
+        """
+        if not 0 < recall <= 1 or k < 1 or not len(self):
+            raise ValueError(
+                f"tune: recall={recall}, k={k}, {len(self)} vectors; give a recall in (0, 1], k of 1 or more, and an "
+                "index that is not empty."
+            )
+        self._require_vectors("tune")
+        mask, own = self._mask(None, "tune"), None
+        if queries is None:
+            alive = np.flatnonzero(self._ids.alive)
+            own = np.random.default_rng(seed).choice(alive, min(sample, len(alive)), replace=False)
+            rows = self._neighbours.rows(own)
+        else:
+            rows = as_rows(queries, self.metric, self.dim, "tune")
+        k = min(k, max(len(self) - (own is not None), 1))
+        self.tuned = self._neighbours.tune(recall, k, rows, mask, own)
+        return self.tuned
+
+    def _mask(self, filter: Filter, call: str) -> Array | None:
+        """Slots that may be found; None for all."""
+        if self.exact and self._ids.num_alive < len(self._ids):
+            self.compact()  # exact search is fastest without holes
+        if filter:
+            return self._metadata.mask(filter, call) & self._ids.alive
+        return None if self._ids.num_alive == len(self._ids) else self._ids.alive
+
+    def _named(self, slots: Array) -> Array:
+        if not len(self._ids):
+            return np.full(slots.shape, NOTHING if not self._ids.strings else None)
+        ids = self._ids.values[slots]
+        if (missing := slots < 0).any():
+            ids[missing] = None if self._ids.strings else NOTHING
+        return ids
+
+    def _slots(self, ids: Ids, call: str) -> Array:
+        found = self._ids.check(ids, call)
+        slots = self._ids.find(found)
+        if (slots < 0).any():
+            missing = found[slots < 0]
+            raise KeyError(
+                f"{call}: {len(missing)} of {len(found)} ids are not in the index, as {missing.tolist()[0]!r}."
+            )
+        return slots
+
+    def _require_vectors(self, call: str) -> None:
+        if not self._neighbours.has_vectors:
+            raise ValueError(
+                f"{call}: factory={self.factory!r} keeps codes, not vectors; build the index with keep_vectors=True."
+            )
+
+    # ------------------------------------------------------------------ on disk
+
+    def save(self, folder: Folder) -> Path:
+        """Write the index to a folder, in place of one that is there.
+
+        Whatever happens meanwhile, the folder holds the old index or the new one. Without pickle: ids and columns as
+        Parquet, vectors as plain float32, the rest in FAISS's own format, and a manifest with checksums.
+
+        Raises:
+            FileExistsError: the folder holds something else.
+        """
+        path = Path(folder)
+        if self.exact:
+            self.compact()
+
+        def write(files: Path) -> None:
+            self._neighbours.write(files)
+            ids = pa.array(self._ids.values, pa.string() if self._ids.strings else pa.int64())
+            table = pa.table({"id": ids, "__alive": pa.array(self._ids.alive)})
+            if self._metadata.table is not None:
+                for name in self._metadata.table.column_names:
+                    table = table.append_column(name, self._metadata.table.column(name))
+            pq.write_table(table, files / "items.parquet")
+
+        write_folder(path, KIND, VERSION, self.manifest, write)
+        return path
+
+    @classmethod
+    def load(
+        cls,
+        folder: Folder,
+        *,
+        mmap: bool = False,
+        fingerprint: str | None = None,
+        check: bool = True,
+    ) -> "Index":
+        """Read a saved index.
+
+        Args:
+            folder: where it was saved.
+            mmap: map vectors into memory instead of reading them, so that only what is looked at is read. The first
+                change reads everything.
+            fingerprint: of the encoder that queries will come from; an index of another encoder's vectors is refused.
+                None accepts any.
+            check: compare checksums, which reads all files once; sizes are compared in any case.
+
+        Raises:
+            FileNotFoundError: there is no index.
+            ValueError: it is damaged, of another kind or version, or from another encoder.
+        """
+        path = Path(folder)
+        manifest = read_manifest(path, KIND, VERSION)
+        if fingerprint is not None and manifest["fingerprint"] not in (None, fingerprint):
+            raise ValueError(
+                f"{path} holds vectors of the encoder {str(manifest['fingerprint'])[:12]}, queries come from "
+                f"{fingerprint[:12]}; their distances mean nothing: use that encoder, build the index anew, or pass "
+                "fingerprint=None if you know better."
+            )
+        files = check_files(path, manifest, checksums=check)
+        width, metric = manifest["dim"], manifest["metric"]
+        index = cls(width, metric, fingerprint=manifest["fingerprint"])
+        index.tuned = manifest["tuned"]
+        settings = (manifest[name] for name in ("factory", "effort", "rerank"))
+        index._neighbours = Neighbours.read(files, width, metric, *settings, mmap=mmap)
+        table = pq.read_table(files / "items.parquet", memory_map=mmap)
+        ids, alive = table.column("id"), table.column("__alive")
+        values = ids.to_numpy() if manifest["id"] == "integer" else np.array(ids.to_pylist(), object)
+        index._ids = IdTable(np.array(values), np.array(alive.to_numpy()))
+        rest = table.drop_columns(["id", "__alive"])
+        index._metadata = Metadata(rest if rest.num_columns else None)
+        if len(index._neighbours) != len(index._ids):
+            raise ValueError(
+                f"{path} holds {len(index._ids)} ids and {len(index._neighbours)} vectors; make the index again."
+            )
+        return index
+
+    @classmethod
+    def merge(cls, indexes: "Sequence[Index | Folder]") -> "Index":
+        """One index of all vectors of several, which stay as they are.
+
+        The first one's metric, factory and training are kept and the others' vectors added to it, so of exact indexes
+        the result is exactly the index of all their vectors.
+
+        Args:
+            indexes: indexes, or folders of saved ones, without common ids.
+
+        Raises:
+            ValueError: there are none; widths, metrics, encoders, kinds of ids or columns differ; an id stands in two;
+                or codes have no vectors to take over.
+        """
+        opened = [one if isinstance(one, Index) else cls.load(one, mmap=True) for one in indexes]
+        if not opened:
+            raise ValueError("merge: got no index; give one or more.")
+        first = opened[0]
+        for other in opened[1:]:
+            for name in ("dim", "metric", "fingerprint"):
+                mine, theirs = getattr(first, name), getattr(other, name)
+                if mine != theirs:
+                    raise ValueError(
+                        f"merge: {name} is {mine!r} in the first index and {theirs!r} in another."
+                    )
+        with tempfile.TemporaryDirectory() as folder:  # a copy; its files live on as long as it needs them
+            merged = cls.load(first.save(Path(folder) / "first"), check=False)
+            merged._neighbours.detach()
+        for other in opened[1:]:
+            other._require_vectors("merge")
+            alive = np.flatnonzero(other._ids.alive)
+            table = other._metadata.table
+            for start in range(0, len(alive), BLOCK):
+                slots = alive[start : start + BLOCK]
+                part = None if table is None else table.take(pa.array(slots))
+                rows = other._neighbours.rows(
+                    slots
+                )  # as prepared: a second division by the length would round
+                merged._append(rows, *merged._check_new(rows, other._ids.values[slots], part, "merge"))
+        return merged
+
+
+def _free_memory() -> int:
+    """Bytes of memory that are free for new use."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 8 << 30  # not Linux: a laptop's worth

@@ -1,0 +1,110 @@
+"""Columns beside the vectors, and filters on them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+Columns: TypeAlias = pa.Table | Mapping[str, Sequence[Any]] | None
+Filter: TypeAlias = Mapping[str, Any] | None
+
+
+class Metadata:
+    """A table with one row for each slot.
+
+    Args:
+        table: the rows so far; None for no columns.
+    """
+
+    def __init__(self, table: pa.Table | None = None) -> None:
+        self.table = table
+
+    def check(self, columns: Columns, count: int, empty: bool, call: str) -> pa.Table | None:
+        """``columns`` as a table that can be appended here.
+
+        Raises:
+            ValueError: another number of rows, or other columns than there are here.
+        """
+        table: Any = columns
+        if columns is not None and not isinstance(columns, pa.Table):
+            table = pa.table({name: _column(values) for name, values in columns.items()})
+        if table is not None and table.num_rows != count:
+            raise ValueError(
+                f"{call}: metadata has {table.num_rows} rows for {count} vectors; give one for each."
+            )
+        if table is not None and "id" in table.column_names:
+            raise ValueError(f"{call}: metadata has a column 'id'; give ids as ids, and rename the column.")
+        if empty:
+            return table
+        own = [] if self.table is None else self.table.column_names
+        given = [] if table is None else table.column_names
+        if set(own) != set(given):
+            raise ValueError(
+                f"{call}: metadata has the columns {given or 'none'}, the index has {own or 'none'}; give the same."
+            )
+        if table is None or self.table is None:
+            return None
+        try:
+            return table.select(own).cast(self.table.schema)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise ValueError(f"{call}: metadata does not have the types of the index: {error}.") from error
+
+    def append(self, table: pa.Table | None) -> None:
+        """Add rows that were checked."""
+        if table is not None:
+            self.table = table if self.table is None else pa.concat_tables([self.table, table])
+
+    def truncate(self, size: int) -> None:
+        """Forget the rows from ``size`` on."""
+        if self.table is not None:
+            self.table = self.table.slice(0, size) if size else None
+
+    def keep(self, slots: NDArray[Any]) -> None:
+        """Keep only these rows, in this order."""
+        if self.table is not None:
+            self.table = self.table.take(pa.array(slots))
+
+    def mask(self, filter: Mapping[str, Any], call: str) -> NDArray[Any]:
+        """Which rows meet all conditions, bool ``(n,)``.
+
+        Args:
+            filter: column -> a value; a list of values, any of which will do; or ``slice(low, high)``, both included
+                and either None. Empty cells meet no condition.
+            call: for errors.
+
+        Raises:
+            ValueError: there is no such column, or a value does not have the column's type.
+        """
+        names = [] if self.table is None else self.table.column_names
+        found: Any = None
+        for name, wanted in filter.items():
+            if self.table is None or name not in names:
+                raise ValueError(
+                    f"{call}: there is no column {name!r} to filter by; there are: {names or 'none'}."
+                )
+            column = self.table.column(name)
+            try:
+                if isinstance(wanted, slice):
+                    met = pa.chunked_array([pa.array(np.ones(len(column), bool))])
+                    if wanted.start is not None:
+                        met = pc.and_(met, pc.greater_equal(column, pa.scalar(wanted.start)))
+                    if wanted.stop is not None:
+                        met = pc.and_(met, pc.less_equal(column, pa.scalar(wanted.stop)))
+                elif isinstance(wanted, list | tuple | set | np.ndarray):
+                    met = pc.is_in(column, value_set=pa.array(list(wanted), column.type))
+                else:
+                    met = pc.equal(column, pa.scalar(wanted))
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+                raise ValueError(
+                    f"{call}: column {name!r} of type {column.type} cannot be compared with {wanted!r} ({error})."
+                ) from error
+            met = pc.fill_null(met, False).to_numpy()
+            found = met if found is None else found & met
+        return np.ones(0 if self.table is None else self.table.num_rows, bool) if found is None else found
+
+
+def _column(values: Any) -> pa.Array:
+    return pa.array(values.cpu().numpy() if hasattr(values, "cpu") else values)

@@ -1,0 +1,297 @@
+"""Search among vectors in numbered slots: exactly, or by FAISS with a short list that is ranked by the vectors."""
+
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contrastive.retrieval import engine
+from contrastive.retrieval.engine import NOTHING, Approximate, Array
+from contrastive.retrieval.vectors import Metric, Store
+
+BLOCK = 1 << 16  # rows that are handled at a time
+RERANK = 8  # candidates a neighbour that are ranked by the vectors themselves
+VECTORS, SEARCH = "vectors.f32", "search.faiss"
+
+
+class Neighbours:
+    """Prepared rows in slots 0, 1, ..., and the closest of them to prepared queries.
+
+    The vectors stand in a :class:`~contrastive.retrieval.vectors.Store`, or in a FAISS index that keeps them, or
+    nowhere, if that has codes alone. Closeness: see :mod:`contrastive.retrieval.engine`.
+
+    Args:
+        dim: width of the vectors.
+        metric: ``"cosine"`` (of rows of unit length), ``"dot"`` or ``"euclidean"``.
+        factory: ``"Flat"``, or a factory string of FAISS.
+        keep_vectors: keep the vectors of an index with codes in a file, for short lists to be ranked by.
+    """
+
+    def __init__(self, dim: int, metric: Metric, factory: str, keep_vectors: bool) -> None:
+        self.dim, self.metric, self.factory = dim, metric, factory
+        self.euclidean = metric == "euclidean"
+        self.rerank = RERANK
+        self.approximate = None if factory == "Flat" else Approximate(factory, dim, self.euclidean)
+        self.store: Store | None = Store(dim) if self.approximate is None else None
+        if self.approximate is not None and keep_vectors and not self.approximate.keeps_vectors:
+            self.store = Store(dim, spool=Path(tempfile.gettempdir()))
+        self._mapped: Path | None = None  # file of an approximate index that is only mapped
+
+    def __len__(self) -> int:
+        """Number of slots."""
+        return len(self.store) if self.approximate is None and self.store is not None else len(self._index)
+
+    @property
+    def _index(self) -> Approximate:
+        assert self.approximate is not None
+        return self.approximate
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether the vectors themselves are here, and not only codes."""
+        return self.store is not None or self._index.keeps_vectors
+
+    @property
+    def reranks(self) -> bool:
+        """Whether short lists are ranked by the vectors."""
+        return self.approximate is not None and self.store is not None
+
+    @property
+    def effort(self) -> int:
+        """How hard an approximate search tries: ``efSearch`` of HNSW, ``nprobe`` of an inverted file; else 0."""
+        return 0 if self.approximate is None else self.approximate.effort
+
+    @property
+    def training_rows(self) -> int:
+        """Rows that training asks for; 0 if it needs none."""
+        return 0 if self.approximate is None else self.approximate.training_rows
+
+    def train(self, rows: Array, seed: int) -> None:
+        """Learn lists and codes from a sample ``(n, D)``, if that is needed; of more rows than needed from some."""
+        wanted = self.training_rows
+        if not wanted:
+            return
+        if len(rows) > wanted:
+            rows = rows[np.sort(np.random.default_rng(seed).choice(len(rows), wanted, replace=False))]
+        self._index.train(rows, seed)
+
+    def append(self, rows: Array) -> None:
+        """Put rows ``(n, D)`` into the next slots.
+
+        Whatever is raised, either all of them are here afterwards or none.
+        """
+        size = len(self)
+        if self._mapped is not None:  # read what was only mapped, before it changes
+            effort = self.effort
+            self.approximate = Approximate.read(self._mapped, self.factory, self.dim, self.euclidean, False)
+            self.approximate.effort, self._mapped = effort, None
+        try:
+            if self.store is not None:
+                self.store.append(rows)
+            if self.approximate is not None:
+                self.approximate.add(rows)
+        except BaseException:
+            if self.store is not None and (self.approximate is None or len(self.approximate) == size):
+                self.store.truncate(size)
+            raise
+
+    def keep(self, slots: Array) -> None:
+        """Keep only these slots, in this order; an approximate index is built anew from their vectors."""
+        if self.approximate is not None:
+            fresh = Approximate(self.factory, self.dim, self.euclidean)
+            if wanted := fresh.training_rows:
+                fresh.train(self.rows(slots[:: max(1, len(slots) // wanted)]), 0)
+            for start in range(0, len(slots), BLOCK):
+                fresh.add(self.rows(slots[start : start + BLOCK]))
+            fresh.effort = self.effort
+            self.approximate, self._mapped = fresh, None
+        if self.store is not None:
+            self.store.keep(slots)
+
+    def rows(self, slots: Array) -> Array:
+        """Vectors ``(n, D)`` in these slots; of codes alone, what these say."""
+        return self._index.reconstruct(slots) if self.store is None else self.store.rows[slots]
+
+    # ------------------------------------------------------------------ searching
+
+    def search(self, queries: Array, k: int, mask: Array | None) -> tuple[Array, Array]:
+        """Closeness and slots ``(Q, k)`` among the slots in ``mask`` (bool, one for each slot; None for all).
+
+        Places that could not be filled hold ``-inf`` and :data:`~contrastive.retrieval.engine.NOTHING`.
+        """
+        if self.approximate is None or not len(self):
+            return self.exact(queries, k, mask)
+        if not self.reranks:
+            return self.approximate.search(queries, k, mask)
+        slots = self.approximate.search(queries, min(k * self.rerank, max(len(self), k)), mask)[1]
+        return self._rank_again(queries, slots, k)
+
+    def exact(self, queries: Array, k: int, mask: Array | None) -> tuple[Array, Array]:
+        """The same, by comparing all vectors in ``mask``."""
+        best = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        for slots, base in self._blocks(mask):
+            scores, found = engine.exact_search(base, queries, min(k, len(base)), self.euclidean)
+            found = found if slots is None else slots[found]
+            best = _best(np.concatenate([best[0], scores], 1), np.concatenate([best[1], found], 1), k)
+        missing = ((0, 0), (0, k - best[0].shape[1]))
+        if missing[1][1]:
+            return np.pad(best[0], missing, constant_values=-np.inf), np.pad(
+                best[1], missing, constant_values=NOTHING
+            )
+        return best
+
+    def range_search(
+        self, queries: Array, closeness: float, mask: Array | None
+    ) -> tuple[list[Array], list[Array]]:
+        """Closeness and slots of all vectors in ``mask`` that are at least so close, for each query, closest first."""
+        scores: list[list[Array]] = [[] for _ in queries]
+        slots: list[list[Array]] = [[] for _ in queries]
+        if self.approximate is not None and len(self):
+            bounds, close, found = self.approximate.range_search(queries, closeness, mask)
+            for q, (a, b) in enumerate(pairwise(bounds.tolist())):
+                scores[q].append(close[a:b])
+                slots[q].append(found[a:b])
+        else:
+            for block, base in self._blocks(mask):
+                for q, query in enumerate(queries):
+                    close = -np.linalg.norm(base - query, axis=1) if self.euclidean else base @ query
+                    near = np.flatnonzero(close >= closeness)
+                    scores[q].append(close[near])
+                    slots[q].append(near if block is None else block[near])
+        result: tuple[list[Array], list[Array]] = ([], [])
+        for parts, places in zip(scores, slots, strict=True):
+            close = np.concatenate(parts) if parts else np.empty(0, np.float32)
+            order = np.argsort(-close, kind="stable")
+            result[0].append(close[order])
+            result[1].append((np.concatenate(places) if places else np.empty(0, np.int64))[order])
+        return result
+
+    def tune(
+        self, recall: float, k: int, queries: Array, mask: Array | None, own: Array | None
+    ) -> dict[str, Any]:
+        """Find the least effort with which so many of the ``k`` true neighbours are found, and keep it.
+
+        Args:
+            recall: share of the true neighbours.
+            k: number of neighbours.
+            queries: prepared queries ``(Q, D)``.
+            mask: slots that may be found; None for all.
+            own: ``(Q,)`` the slots that the queries were taken from and do not count; None if they are others.
+
+        Returns:
+            ``effort``, ``rerank``, ``recall``, ``queries_per_second`` and ``k``.
+        """
+        wanted = k + (own is not None)
+        truth = [] if self.approximate is None else list(self.exact(queries, wanted, mask)[1])
+        if own is not None:
+            truth = [slots[slots != itself][:k] for slots, itself in zip(truth, own, strict=False)]
+
+        def measure() -> dict[str, Any]:
+            start = time.perf_counter()
+            found = self.search(queries, wanted, mask)[1]
+            seconds = time.perf_counter() - start
+            hits = [len(np.intersect1d(a, b)) for a, b in zip(truth, found, strict=False)]
+            return {
+                "effort": self.effort,
+                "rerank": self.rerank if self.reranks else None,
+                "recall": float(np.mean(hits)) / k if hits else 1.0,
+                "queries_per_second": len(queries) / seconds,
+                "k": k,
+            }
+
+        if self.approximate is None:
+            return measure()
+        depth, tried = self.rerank, []
+        for candidates in (2, 4, 8, 16, 32) if self.reranks else (depth,):
+            for effort in self.approximate.efforts:
+                self.approximate.effort, self.rerank = effort, candidates
+                tried.append(measure())
+                if tried[-1]["recall"] >= recall:
+                    break
+        enough = [one for one in tried if one["recall"] >= recall]
+        if enough:
+            best = max(enough, key=lambda one: one["queries_per_second"])
+        else:
+            best = max(tried, key=lambda one: one["recall"])
+            warnings.warn(
+                f"tune: a recall of {recall} was not reached, {best['recall']:.3f} at most; build the index with "
+                f"larger codes or more links than factory={self.factory!r}.",
+                stacklevel=3,
+            )
+        self.approximate.effort, self.rerank = best["effort"], best["rerank"] or depth
+        return best
+
+    def _blocks(self, mask: Array | None) -> Iterator[tuple[Array | None, Array]]:
+        """Slots in ``mask`` and their vectors: all at once (no slots) where they lie in memory, else part by part."""
+        if mask is None and self.store is not None and self.store.path is None:
+            if len(self.store):
+                yield None, self.store.rows
+            return
+        wanted = np.arange(len(self)) if mask is None else np.flatnonzero(mask)
+        for start in range(0, len(wanted), BLOCK):
+            slots = wanted[start : start + BLOCK]
+            yield slots, self.rows(slots)
+
+    def _rank_again(self, queries: Array, slots: Array, k: int) -> tuple[Array, Array]:
+        """The best ``k`` of each query's candidate slots ``(Q, c)``, by the vectors themselves."""
+        scores = np.empty(slots.shape, np.float32)
+        for start in range(0, len(queries), 256):
+            part = slice(start, start + 256)
+            vectors = self.rows(slots[part])
+            if self.euclidean:
+                scores[part] = -np.linalg.norm(vectors - queries[part, None], axis=2)
+            else:
+                scores[part] = (vectors @ queries[part, :, None])[..., 0]
+        scores[slots < 0] = -np.inf
+        return _best(scores, slots, k)
+
+    # ------------------------------------------------------------------ on disk
+
+    def detach(self) -> None:
+        """Copy vectors that stand in a file of somebody else to a file of its own."""
+        if self.store is not None and self.store.path is not None:
+            copy = Store(self.dim, spool=Path(tempfile.gettempdir()))
+            for start in range(0, len(self.store), BLOCK):
+                copy.append(self.store.rows[start : start + BLOCK])
+            self.store = copy
+
+    def write(self, folder: Path) -> None:
+        """Write the vectors, and what FAISS has, to files in a folder."""
+        if self.store is not None:
+            self.store.write(folder / VECTORS)
+        if self.approximate is not None:
+            self.approximate.write(folder / SEARCH)
+
+    @classmethod
+    def read(
+        cls, folder: Path, dim: int, metric: Metric, factory: str, effort: int, rerank: int, *, mmap: bool
+    ) -> "Neighbours":
+        """Read them again, or with ``mmap`` map them into memory until something changes.
+
+        Raises:
+            ValueError: FAISS cannot read its file.
+        """
+        found = cls(dim, metric, "Flat", False)
+        found.factory, found.rerank, found.store = factory, rerank, None
+        if (folder / VECTORS).is_file():
+            found.store = Store(dim, folder / VECTORS)
+            if factory == "Flat" and not mmap:
+                found.store.keep(np.arange(len(found.store)))
+        if factory != "Flat":
+            found.approximate = Approximate.read(folder / SEARCH, factory, dim, found.euclidean, mmap)
+            found.approximate.effort = effort
+            found._mapped = folder / SEARCH if mmap else None
+        return found
+
+
+def _best(scores: Array, slots: Array, k: int) -> tuple[Array, Array]:
+    """The ``k`` highest scores of each row, falling, and their slots."""
+    if scores.shape[1] <= k and (len(scores) == 0 or bool((np.diff(scores, axis=1) <= 0).all())):
+        return scores, slots
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(slots, order, 1)
