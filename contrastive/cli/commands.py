@@ -45,6 +45,25 @@ def _evaluate() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
     return evaluate_run, lambda document: None  # it prints its table
 
 
+def _embed() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
+    from contrastive.retrieval import embed_run
+
+    return embed_run, lambda embeddings: None  # it prints its progress
+
+
+def _index() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
+    from contrastive.retrieval import build_index
+
+    return build_index, lambda index: None  # it prints a summary
+
+
+def _search() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
+    from contrastive.retrieval import search_index
+    from contrastive.retrieval.run import format_neighbours
+
+    return search_index, lambda found: print(format_neighbours(found))
+
+
 def _report() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
     from contrastive.evaluation.report import write_report
 
@@ -80,6 +99,9 @@ COMMANDS = {
     "probe": _probe,
     "knn": _knn,
     "evaluate": _evaluate,
+    "embed": _embed,
+    "index": _index,
+    "search": _search,
     "report": _report,
     "check-data": _check_data,
     "list": _list,

@@ -150,12 +150,14 @@ def as_ids(ids: Ids, call: str) -> Array:
         found = found.astype(object)
     elif found.dtype != object or not all(isinstance(i, str) for i in found):
         raise TypeError(
-            f"{call}: ids have the type {found.dtype} (first {found.tolist()[0]!r}); give integers, or strings, for all vectors."
+            f"{call}: ids have the type {found.dtype} (first {found.tolist()[0]!r}); give integers, or strings, "
+            "for all vectors."
         )
     unique, counts = np.unique(found, return_counts=True)
     if len(unique) < len(found):
         twice = unique[counts > 1]
         raise ValueError(
-            f"{call}: {len(twice)} ids stand more than once, as {twice.tolist()[0]!r}; give each vector an id of its own."
+            f"{call}: {len(twice)} ids stand more than once, as {twice.tolist()[0]!r}; give each vector "
+            "an id of its own."
         )
     return found

@@ -189,6 +189,15 @@ class Index:
             table if table is None or len(self) == len(self._ids) else table.filter(pa.array(self._ids.alive))
         )
 
+    def columns(self, ids: Ids) -> pa.Table | None:
+        """The columns of these ids, a row each; None if there are no columns.
+
+        Raises:
+            KeyError: an id is not here.
+        """
+        slots = self._slots(ids, "columns")
+        return None if self._metadata.table is None else self._metadata.table.take(pa.array(slots))
+
     @property
     def manifest(self) -> dict[str, Any]:
         """What describes the index; stands in ``manifest.json`` of a saved one."""
@@ -310,8 +319,8 @@ class Index:
         here = self._ids.find(found) >= 0
         if here.any():
             raise ValueError(
-                f"{call}: {int(here.sum())} of {len(found)} ids are in the index, as {found[here].tolist()[0]!r}; use update "
-                "for these."
+                f"{call}: {int(here.sum())} of {len(found)} ids are in the index, as {found[here].tolist()[0]!r}; "
+                "use update for these."
             )
         return found, self._metadata.check(metadata, len(rows), not len(self._ids), call)
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -26,11 +27,7 @@ INPUTS = torch.arange(60.0).reshape(20, 3) + 1
 
 def contents(folder: Path) -> tuple[list, np.ndarray, dict]:
     vectors, ids, tables = zip(*Embeddings(folder, check=True).batches(7), strict=True)
-    columns = (
-        {}
-        if tables[0] is None
-        else {n: sum((t[n].to_pylist() for t in tables), []) for n in tables[0].column_names}
-    )
+    columns = {} if tables[0] is None else pa.concat_tables(tables).to_pydict()
     return np.concatenate(ids).tolist(), np.concatenate(vectors), columns
 
 
@@ -142,7 +139,8 @@ def test_launched_processes_write_one_set(tmp_path):
 def test_a_run_embeds_its_data(tmp_path):
     save_encoder(ConvEncoder(in_channels=1, widths=(4, 8), blocks=(0, 0)), tmp_path / "run" / "encoder")
     (tmp_path / "run" / "config.yaml").write_text(
-        "data:\n  class_path: contrastive.data.ImageData\n  init_args: {source: digits, size: 16, channels: 1, num_workers: 0}\n"
+        "data:\n  class_path: contrastive.data.ImageData\n"
+        "  init_args: {source: digits, size: 16, channels: 1, num_workers: 0}\n"
     )
     found = embed_run(tmp_path / "run", tmp_path / "e", split="test", device="cpu", shard_size=200)
     assert found.manifest["columns"] == ["label", "class", "thumbnail"]
