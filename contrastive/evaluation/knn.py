@@ -1,7 +1,7 @@
 """Weighted nearest-neighbour classification of frozen features (Wu et al. 2018, arXiv 1805.01978)."""
 
 import warnings
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -97,28 +97,15 @@ def nearest(
 
 def _search(bank: Tensor, queries: Tensor, k: int, metric: Metric) -> tuple[Tensor, Tensor]:
     """``k`` nearest rows of ``bank``: (closeness, positions), both ``(Q, k)``."""
-    index = _faiss_index(bank, metric) if bank.device.type == "cpu" else None
-    closeness, positions = [], []
-    for block in row_blocks(len(queries), len(bank)):
-        if index is not None:
-            values, found = map(torch.from_numpy, index.search(queries[block].numpy(), k))
-            if metric == "euclidean":  # FAISS gives squared distances
-                values = -values.clamp_min(0).sqrt()
-        elif metric == "cosine":
-            values, found = (queries[block] @ bank.T).topk(k, dim=1)
-        else:
-            values, found = (-torch.cdist(queries[block], bank)).topk(k, dim=1)
-        closeness.append(values)
-        positions.append(found)
-    return torch.cat(closeness), torch.cat(positions)
+    from contrastive.retrieval.engine import exact_search  # imports what only searching needs
 
-
-def _faiss_index(bank: Tensor, metric: Metric) -> Any:
-    """An exact FAISS index of ``bank``, or None where FAISS is not installed."""
-    try:
-        import faiss
-    except ImportError:
-        return None
-    index = faiss.IndexFlatIP(bank.shape[1]) if metric == "cosine" else faiss.IndexFlatL2(bank.shape[1])
-    index.add(bank.contiguous().numpy())
-    return index
+    where = bank.device
+    rows = bank.contiguous().numpy() if where.type == "cpu" else bank
+    parts = [
+        exact_search(rows, queries[block].cpu().numpy(), k, metric == "euclidean")
+        for block in row_blocks(len(queries), len(bank))
+    ]
+    closeness, positions = (
+        torch.cat([torch.from_numpy(part[i]) for part in parts]).to(where) for i in range(2)
+    )
+    return closeness, positions

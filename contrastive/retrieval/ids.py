@@ -47,14 +47,14 @@ class IdTable:
         """Which slots hold an id, bool."""
         return self._alive[: self._size]
 
-    def check(self, ids: Ids, call: str) -> Array:
+    def check(self, ids: Ids, call: str, *, unique: bool = True) -> Array:
         """``ids`` as an array of this table's kind.
 
         Raises:
             TypeError: neither all integers nor all strings, or not of the kind that is here.
-            ValueError: not one-dimensional, or one stands twice.
+            ValueError: not one-dimensional, or, if they must be ``unique``, one stands twice.
         """
-        found = as_ids(ids, call)
+        found = as_ids(ids, call, unique=unique)
         if self._size and len(found) and (found.dtype == object) != self.strings:
             kinds = "strings" if self.strings else "integers"
             raise TypeError(
@@ -132,12 +132,12 @@ class IdTable:
         return self._recent
 
 
-def as_ids(ids: Ids, call: str) -> Array:
-    """Integers as ``int64 (N,)``, or strings as an object array ``(N,)``, without repetitions.
+def as_ids(ids: Ids, call: str, *, unique: bool = True) -> Array:
+    """Integers as ``int64 (N,)``, or strings as an object array ``(N,)``.
 
     Raises:
         TypeError: neither all integers nor all strings.
-        ValueError: not one-dimensional, or one stands twice.
+        ValueError: not one-dimensional, or, if they must be ``unique``, one stands twice.
     """
     found = np.asarray(ids)
     if found.ndim != 1:
@@ -153,9 +153,11 @@ def as_ids(ids: Ids, call: str) -> Array:
             f"{call}: ids have the type {found.dtype} (first {found.tolist()[0]!r}); give integers, or strings, "
             "for all vectors."
         )
-    unique, counts = np.unique(found, return_counts=True)
-    if len(unique) < len(found):
-        twice = unique[counts > 1]
+    if not unique:
+        return found
+    different, counts = np.unique(found, return_counts=True)
+    if len(different) < len(found):
+        twice = different[counts > 1]
         raise ValueError(
             f"{call}: {len(twice)} ids stand more than once, as {twice.tolist()[0]!r}; give each vector "
             "an id of its own."

@@ -195,7 +195,7 @@ class Index:
         Raises:
             KeyError: an id is not here.
         """
-        slots = self._slots(ids, "columns")
+        slots = self._slots(ids, "columns", unique=False)
         return None if self._metadata.table is None else self._metadata.table.take(pa.array(slots))
 
     @property
@@ -243,7 +243,7 @@ class Index:
         Raises:
             KeyError: an id is not here.
         """
-        return self._neighbours.rows(self._slots(ids, "reconstruct"))
+        return self._neighbours.rows(self._slots(ids, "reconstruct", unique=False))
 
     # ------------------------------------------------------------------ changing it
 
@@ -444,8 +444,8 @@ class Index:
             ids[missing] = None if self._ids.strings else NOTHING
         return ids
 
-    def _slots(self, ids: Ids, call: str) -> Array:
-        found = self._ids.check(ids, call)
+    def _slots(self, ids: Ids, call: str, *, unique: bool = True) -> Array:
+        found = self._ids.check(ids, call, unique=unique)
         slots = self._ids.find(found)
         if (slots < 0).any():
             missing = found[slots < 0]
