@@ -20,6 +20,7 @@ PLAIN_COMMANDS = {
     "probe": "linear probe on the frozen encoder of a run",
     "knn": "k-nearest-neighbour accuracy of the frozen encoder of a run",
     "evaluate": "probe and kNN at few and at all labels, beside raw pixels and an untrained encoder",
+    "few-shot": "N-way K-shot accuracy of the frozen encoder of a run, inductive and transductive heads apart",
     "embed": "write the vectors of a data set to disk, going on where it was stopped",
     "index": "build a searchable index of vectors on disk",
     "search": "what is closest to an item of an index, or to an image",

@@ -45,6 +45,12 @@ def _evaluate() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
     return evaluate_run, lambda document: None  # it prints its table
 
 
+def _few_shot() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
+    from contrastive.evaluation import few_shot_run
+
+    return few_shot_run, lambda document: None  # it prints its table
+
+
 def _embed() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
     from contrastive.retrieval import embed_run
 
@@ -99,6 +105,7 @@ COMMANDS = {
     "probe": _probe,
     "knn": _knn,
     "evaluate": _evaluate,
+    "few-shot": _few_shot,
     "embed": _embed,
     "index": _index,
     "search": _search,

@@ -1,0 +1,152 @@
+"""The index beside bare FAISS, and what "auto" makes of a million vectors: time, memory, recall, queries a second.
+
+    python scripts/benchmark/retrieval.py --count 1000000 --threads 2
+    python scripts/benchmark/retrieval.py --count 10000000 --parts build --threads 2
+
+Vectors of width 128 in a few thousand clusters; queries are drawn from the same clusters. "overhead" compares
+``Index.search`` with the FAISS index inside it, in turns within one process; "build" writes shards and builds the index
+of them in a process of its own, whose peak memory counts.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contrastive.retrieval import Index, set_threads
+from contrastive.retrieval.engine import faiss
+from contrastive.retrieval.shards import Embeddings, begin, finish, write_shard
+
+DIM, SHARD, K = 128, 100_000, 10
+
+
+def draw(count: int, seed: int) -> np.ndarray:
+    """Clustered unit vectors ``(count, 128)``."""
+    centres = np.random.default_rng(0).normal(size=(4000, DIM)).astype(np.float32)
+    random = np.random.default_rng(seed)
+    rows = centres[random.integers(len(centres), size=count)]
+    rows = rows + 0.7 * random.standard_normal((count, DIM), np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def write(folder: Path, count: int) -> None:
+    """Shards of so many vectors, made one at a time."""
+    shards = -(-count // SHARD)
+    plan = {"count": count, "shard_size": SHARD, "fingerprint": None}
+    begin(folder, plan)
+    for number in range(shards):
+        ids = np.arange(number * SHARD, min((number + 1) * SHARD, count))
+        write_shard(folder, number, ids, draw(len(ids), number + 1), None)
+    finish(folder, plan, shards)
+
+
+def build(folder: Path, threads: int, memory_budget: int | None) -> dict[str, Any]:
+    """Build, tune and save the index of the shards in ``folder``, in this process."""
+    set_threads(threads)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    index = Index.from_embeddings(folder, memory_budget=memory_budget)
+    seconds = time.perf_counter() - start
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    tuned = {} if index.exact else index.tune(0.95, K, queries=draw(500, 99_999))
+    index.save(folder / "index")
+    files = folder / "index" / json.loads((folder / "index" / "manifest.json").read_text())["folder"]
+    size = {path.name: path.stat().st_size for path in files.iterdir()}
+    return {"factory": index.factory, "seconds": seconds, "peak_bytes": peak, "tuned": tuned, "files": size}
+
+
+def speed_up(folder: Path) -> dict[str, float]:
+    """Queries a second of the saved index over those of exact search, in turns, and recall on new queries."""
+    index, exact = Index.load(folder / "index", check=False), Index.from_embeddings(folder, factory="Flat")
+    queries = draw(500, 77_777)
+    ratios = []
+    for _ in range(3):
+        start = time.perf_counter()
+        truth = exact.search(queries, K)[1]
+        middle = time.perf_counter()
+        found = index.search(queries, K)[1]
+        ratios.append((middle - start) / (time.perf_counter() - middle))
+    hits = [len(np.intersect1d(a, b)) for a, b in zip(truth, found, strict=True)]
+    return {"recall": float(np.mean(hits)) / K, "speed_up": statistics.median(ratios)}
+
+
+def overhead(count: int) -> list[dict[str, Any]]:
+    """Time of our search over that of the FAISS index inside, for batches and for single queries."""
+    table, rows = [], draw(count, 1)
+    library = faiss()
+    for factory in ("Flat", "HNSW32", "IVF1024,Flat"):
+        index = Index.build(rows, factory=factory, keep_vectors=False)
+        bare = library.IndexFlatIP(DIM) if factory == "Flat" else index._neighbours.approximate.index
+        if factory == "Flat":
+            bare.add(rows)
+        for batch, repeats in ((1000, 7), (1, 300)):
+            queries = draw(batch, 2)
+            ours, theirs = [], []
+            for _ in range(repeats):
+                start = time.perf_counter()
+                index.search(queries, K)
+                middle = time.perf_counter()
+                bare.search(queries, K)
+                theirs.append(time.perf_counter() - middle)
+                ours.append(middle - start)
+            mine, other = statistics.median(ours), statistics.median(theirs)
+            table.append(
+                {"factory": factory, "batch": batch, "ours": mine, "faiss": other, "ratio": mine / other}
+            )
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--count", type=int, default=1_000_000)
+    parser.add_argument("--parts", nargs="+", choices=["overhead", "build"], default=["overhead", "build"])
+    parser.add_argument("--memory-budget", type=float, help="GB that 'auto' may use; half of what is free")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--folder", type=Path, help="where shards are kept; a temporary folder by default")
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    budget = None if options.memory_budget is None else int(options.memory_budget * 1e9)
+    if options.one:
+        print(json.dumps(build(options.one, options.threads, budget)))
+        return
+    set_threads(options.threads)
+    print(f"{options.count:,} vectors of width {DIM}, {options.threads} threads, {platform.machine()}")
+    if "overhead" in options.parts:
+        print(f"{'factory':16}{'queries':>8}{'ours ms':>12}{'FAISS ms':>12}{'ratio':>8}")
+        for row in overhead(min(options.count, 200_000)):
+            print(
+                f"{row['factory']:16}{row['batch']:>8}{1e3 * row['ours']:>12.3f}{1e3 * row['faiss']:>12.3f}"
+                f"{row['ratio']:>8.3f}",
+                flush=True,
+            )
+    if "build" in options.parts:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = options.folder or Path(temporary) / "embeddings"
+            if not (folder / "manifest.json").is_file():
+                write(folder, options.count)
+            command = [sys.executable, __file__, "--one", str(folder), "--threads", str(options.threads)]
+            command += [] if budget is None else ["--memory-budget", str(options.memory_budget)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            found = json.loads(done.stdout.strip().splitlines()[-1])
+            print(
+                f"{len(Embeddings(folder)):,}: {found['factory']} in {found['seconds']:.0f} s, "
+                f"{found['peak_bytes'] / 1e6:,.0f} MB of memory, on disk "
+                + ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in found["files"].items())
+            )
+            print(f"tuned: {json.dumps(found['tuned'])}")
+            print(f"on other queries: {json.dumps(speed_up(folder))}")
+
+
+if __name__ == "__main__":
+    main()
