@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it. A module may be named by itself.
 _PUBLIC = {
+    "BECLR": "contrastive.objectives",
     "CACR": "contrastive.objectives",
     "InfoNCE": "contrastive.objectives",
     "SepCLR": "contrastive.objectives",
@@ -17,6 +18,7 @@ _PUBLIC = {
     "SupervisedSepCLR": "contrastive.objectives",
     "HardInfoNCE": "contrastive.objectives",
     "Hydra": "contrastive.objectives",
+    "NNCLR": "contrastive.objectives",
     "GroCo": "contrastive.objectives",
     "SogCLR": "contrastive.objectives",
     "ISogCLR": "contrastive.objectives",
@@ -32,6 +34,7 @@ _PUBLIC = {
     "ProjectionHead": "contrastive.encoders",
     "MomentumEncoder": "contrastive.encoders",
     "save_encoder": "contrastive.encoders",
+    "export_encoder": "contrastive.encoders",
     "load_encoder": "contrastive.encoders",
     "SimCLRViews": "contrastive.views",
     "MultiCrop": "contrastive.views",

@@ -37,9 +37,11 @@ class ObjectiveCase:
         name: Shown in errors.
         factory: Builds a fresh objective without arguments. Must be picklable (a class, or
             :func:`functools.partial` of one), because the checks over processes start some.
-        twin: The same loss written naively, for instance with loops, as ``twin(*views, labels=labels)``.
+        twin: The same loss written naively, for instance with loops, as ``twin(*views, labels=labels)``, and
+            ``teacher=...`` if it is called with one.
         num_views: Views it is called with.
         labels: Whether it is called with labels.
+        teacher: Whether it is called with ``teacher``, further embeddings of the views that need no gradient.
         gathers: Whether an anchor meets samples of other processes. False where each anchor meets only state
             that all processes share.
         positions: Whether an anchor finds itself among the samples of all processes by its position there.
@@ -53,6 +55,7 @@ class ObjectiveCase:
     twin: Twin | None = None
     num_views: int = 2
     labels: bool = False
+    teacher: bool = False
     gathers: bool = True
     positions: bool = True
     smooth: bool = True
@@ -61,7 +64,7 @@ class ObjectiveCase:
     def inputs(
         self, batch: int, dim: int, *, seed: int = 0, dtype: torch.dtype = torch.float64
     ) -> dict[str, Any]:
-        """Random views, labels that repeat, and indices, as ``{"views": ..., "labels": ..., "index": ...}``."""
+        """Random views, labels that repeat, indices, a teacher's views: ``{"views": ..., "labels": ..., ...}``."""
         generator = torch.Generator().manual_seed(seed)
         base = torch.randn(batch, dim, generator=generator, dtype=torch.float64)
         noise = [
@@ -69,7 +72,11 @@ class ObjectiveCase:
         ]
         labels = torch.arange(batch)[torch.randperm(batch, generator=generator)] // 3 if self.labels else None
         index = torch.randperm(4 * batch, generator=generator)[:batch]
-        return {"views": [(base + 0.5 * n).to(dtype) for n in noise], "labels": labels, "index": index}
+        inputs = {"views": [(base + 0.5 * n).to(dtype) for n in noise], "labels": labels, "index": index}
+        if self.teacher:
+            others = [torch.randn(n.shape, generator=generator, dtype=torch.float64) for n in noise]
+            inputs["teacher"] = [(base + 0.5 * n).to(dtype) for n in others]
+        return inputs
 
     def build(self, num_samples: int, dtype: torch.dtype = torch.float64, *, dim: int) -> Objective:
         """A fresh objective in ``dtype``, sized for embeddings ``(num_samples / 4, dim)``."""
@@ -100,7 +107,8 @@ def check_twin(case: ObjectiveCase) -> None:
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 2e-5)):
         for batch, dim in ((2, 3), (7, 5), (33, 16)):
             inputs = case.inputs(batch, dim, seed=batch)
-            exact = _loss_and_gradients(lambda *v, i=inputs: twin(*v, labels=i["labels"]), inputs["views"])
+            known = {name: value for name, value in _arguments(inputs).items() if name != "index"}
+            exact = _loss_and_gradients(lambda *v, known=known: twin(*v, **known), inputs["views"])
             ours = _run(case, inputs, dtype)
             _expect_equal(case, f"twin, batch {batch}, {dtype}", ours, exact, tolerance)
     other = _run(case, case.inputs(33, 16, seed=34))
@@ -117,9 +125,8 @@ def check_gradients(case: ObjectiveCase) -> None:
 
     def loss(*tensors: Tensor) -> Tensor:
         views, values = tensors[: case.num_views], tensors[case.num_views :]
-        arguments = {"index": inputs["index"], "labels": inputs["labels"]}
         result: Tensor = torch.func.functional_call(
-            objective, dict(zip(parameters, values, strict=True)), views, arguments
+            objective, dict(zip(parameters, values, strict=True)), views, _arguments(inputs)
         )
         return result
 
@@ -140,11 +147,11 @@ def check_dtypes(case: ObjectiveCase) -> None:
     inputs = case.inputs(24, 16)
     exact, _ = _run(case, inputs)
     for dtype, tolerance in ((torch.float16, 5e-3), (torch.bfloat16, 5e-2)):
-        half = {**inputs, "views": [view.to(dtype) for view in inputs["views"]]}
+        half = _cast(inputs, dtype)
         objective = case.build(96, torch.float32, dim=16)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            loss = objective(*half["views"], index=half["index"], labels=half["labels"])
+            loss = objective(*half["views"], **_arguments(half))
         if loss.dtype != torch.float32:
             _fail(case, "dtypes", f"the loss of {dtype} views has dtype {loss.dtype}, expected float32")
         if not torch.isclose(loss.double(), exact, rtol=tolerance, atol=tolerance):
@@ -367,7 +374,7 @@ def _train_on_rank(
     with _damage(damage):
         for step in range(3):
             inputs = _take(case.inputs(total, dim, seed=step), own)
-            loss = objective(*map(encoder, inputs["views"]), index=inputs["index"], labels=inputs["labels"])
+            loss = objective(*map(encoder, inputs["views"]), **_arguments(inputs))
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             averaged = [loss.detach().clone(), *(p.grad for p in parameters if p.grad is not None)]
@@ -431,9 +438,10 @@ def _run(
 ) -> Result:
     """Loss, computed within ``context``, and gradients of the views, for a fresh objective."""
     objective = case.build(4 * max(1, len(inputs["index"])), dtype, dim=inputs["views"][0].shape[1])
-    arguments = {"index": inputs["index"], "labels": inputs["labels"]}
-    views = [view.to(dtype) for view in inputs["views"]]
-    return _loss_and_gradients(lambda *views: objective(*views, **arguments), views, context)
+    inputs = _cast(inputs, dtype)
+    return _loss_and_gradients(
+        lambda *views: objective(*views, **_arguments(inputs)), inputs["views"], context
+    )
 
 
 def _loss_and_gradients(
@@ -453,7 +461,7 @@ def _steps(case: ObjectiveCase, objective: Objective, seeds: Sequence[int]) -> l
     for seed in seeds:
         inputs = case.inputs(10, 6, seed=seed, dtype=torch.float32)
         views = [view.requires_grad_() for view in inputs["views"]]
-        loss = objective(*views, index=inputs["index"], labels=inputs["labels"])
+        loss = objective(*views, **_arguments(inputs))
         torch.autograd.backward(loss)
         with torch.no_grad():
             for parameter in objective.parameters():
@@ -472,7 +480,7 @@ def _peak_bytes(case: ObjectiveCase, batch: int) -> int:
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
-        torch.autograd.backward(objective(*views, index=inputs["index"], labels=inputs["labels"]))
+        torch.autograd.backward(objective(*views, **_arguments(inputs)))
     now = peak = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
@@ -481,12 +489,22 @@ def _peak_bytes(case: ObjectiveCase, batch: int) -> int:
     return peak
 
 
-def _take(inputs: dict[str, Any], rows: Tensor) -> dict[str, Any]:
-    labels = inputs["labels"]
+def _arguments(inputs: dict[str, Any]) -> dict[str, Any]:
+    """What an objective is called with besides views."""
+    return {name: value for name, value in inputs.items() if name != "views"}
+
+
+def _cast(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     return {
-        "views": [view[rows] for view in inputs["views"]],
-        "labels": None if labels is None else labels[rows],
-        "index": inputs["index"][rows],
+        name: [x.to(dtype) for x in value] if isinstance(value, list) else value
+        for name, value in inputs.items()
+    }
+
+
+def _take(inputs: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    return {
+        name: [x[rows] for x in value] if isinstance(value, list) else None if value is None else value[rows]
+        for name, value in inputs.items()
     }
 
 

@@ -6,6 +6,7 @@ import pytest
 import contrastive
 
 PUBLIC = [
+    "BECLR",
     "BlendedData",
     "CACR",
     "ConvEncoder",
@@ -21,6 +22,7 @@ PUBLIC = [
     "MLPEncoder",
     "MomentumEncoder",
     "MultiCrop",
+    "NNCLR",
     "Objective",
     "PairData",
     "Pretrain",
@@ -37,6 +39,7 @@ PUBLIC = [
     "TorchvisionEncoder",
     "__version__",
     "check_data",
+    "export_encoder",
     "extract_features",
     "functional",
     "gather",

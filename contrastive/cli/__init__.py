@@ -24,6 +24,8 @@ PLAIN_COMMANDS = {
     "embed": "write the vectors of a data set to disk, going on where it was stopped",
     "index": "build a searchable index of vectors on disk",
     "search": "what is closest to an item of an index, or to an image",
+    "explore": "a local page over an index: neighbours, a map, two encoders side by side",
+    "export": "the encoder of a run as ONNX, TorchScript or safetensors, compared with the original",
     "report": "write report.html into a run folder",
     "list": "objectives, encoders, views and data sources that can be named",
     "check-data": "read every sample once and name the first bad one",
@@ -76,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ncontrastive: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, TypeError, OSError, FloatingPointError) as mistake:
+    except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as mistake:
         if not _is_ours(mistake):
             raise  # a fault in someone's code: the traceback is what they need
         print(f"contrastive: error: {mistake}", file=sys.stderr)

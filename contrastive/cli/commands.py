@@ -70,6 +70,38 @@ def _search() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
     return search_index, lambda found: print(format_neighbours(found))
 
 
+def _explore() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
+    def explore(
+        index: str,
+        other: str | None = None,
+        run: str | None = None,
+        host: str = "127.0.0.1",
+        port: int = 8765,
+        open_browser: bool = False,
+    ) -> None:
+        """Serve a page over a saved index until interrupted.
+
+        Args:
+            index: folder of the index.
+            other: folder of a second one, whose neighbours of the same ids are shown beside.
+            run: folder of the run that encoded the first; images can then be uploaded.
+            host: address to be reached at.
+            port: port there; 0 takes a free one.
+            open_browser: open the page.
+        """
+        from contrastive.retrieval.explorer import explore as serve
+
+        serve(index, other, run, host, port, open_browser)
+
+    return explore, lambda nothing: None
+
+
+def _export() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
+    from contrastive.encoders.export import export_encoder
+
+    return export_encoder, print
+
+
 def _report() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
     from contrastive.evaluation.report import write_report
 
@@ -109,6 +141,8 @@ COMMANDS = {
     "embed": _embed,
     "index": _index,
     "search": _search,
+    "explore": _explore,
+    "export": _export,
     "report": _report,
     "check-data": _check_data,
     "list": _list,
@@ -137,6 +171,7 @@ GUIDE = {
     "... in small batches": ("SogCLR",),
     "... of rare and frequent kinds": ("ISogCLR", "CACR"),
     "... three views and more": ("CACR", "GroCo"),
+    "... for few-shot classes": ("BECLR", "NNCLR"),
     "... and their labels": ("SupCon", "Hydra"),
     "pairs, as image and text": ("InfoNCE(negatives=cross)", "ISogCLR(negatives=cross)"),
     "background and target samples": ("SepCLR", "SupervisedSepCLR"),

@@ -3,6 +3,7 @@
 from contrastive.encoders.backbones import TimmEncoder, TorchvisionEncoder
 from contrastive.encoders.checkpoint import load_encoder, save_encoder
 from contrastive.encoders.conv import ConvEncoder
+from contrastive.encoders.export import export_encoder
 from contrastive.encoders.heads import PredictionHead, ProjectionHead
 from contrastive.encoders.mlp import MLPEncoder
 from contrastive.encoders.momentum import MomentumEncoder
@@ -15,6 +16,7 @@ __all__ = [
     "ProjectionHead",
     "TimmEncoder",
     "TorchvisionEncoder",
+    "export_encoder",
     "load_encoder",
     "save_encoder",
 ]

@@ -24,16 +24,19 @@ class MomentumEncoder(nn.Module):
     Args:
         module: The module to follow. Build all of its layers first (``ProjectionHead.setup``).
         momentum: Share of the old value that an update keeps, in [0, 1].
+        final: What the momentum rises to at the end of a schedule, see :meth:`update`; from ``momentum`` to 1.
 
     Raises:
-        ValueError: If ``momentum`` lies outside [0, 1].
+        ValueError: If ``momentum`` lies outside [0, 1], or ``final`` outside [momentum, 1].
     """
 
-    def __init__(self, module: nn.Module, momentum: float = 0.99) -> None:
+    def __init__(self, module: nn.Module, momentum: float = 0.99, final: float = 1.0) -> None:
         super().__init__()
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"momentum of MomentumEncoder is {momentum}; it must lie in [0, 1].")
-        self.momentum = momentum
+        if not momentum <= final <= 1.0:
+            raise ValueError(f"final of MomentumEncoder is {final}; it must lie in [{momentum}, 1].")
+        self.momentum, self.final = momentum, final
         self.module = deepcopy(module).requires_grad_(False)
         self._original = (module,)  # in a tuple, lest nn.Module register it as a part of this module
 
@@ -49,7 +52,7 @@ class MomentumEncoder(nn.Module):
 
         Args:
             progress: Finished share of the training, in [0, 1]. The momentum rises from its initial
-                value at 0 to one at 1 along a cosine (Grill et al. 2020, "Bootstrap Your Own Latent",
+                value at 0 to ``final`` at 1 along a cosine (Grill et al. 2020, "Bootstrap Your Own Latent",
                 section 3.2). Leave it at 0 for a constant momentum.
 
         Raises:
@@ -65,7 +68,8 @@ class MomentumEncoder(nn.Module):
                 "MomentumEncoder.update found other parameters in the original than in its copy: "
                 "build all layers of a module before you wrap it."
             )
-        rate = (1.0 - self.momentum) * (1.0 + math.cos(math.pi * progress)) / 2.0
+        rise = (self.final - self.momentum) * (1.0 + math.cos(math.pi * progress)) / 2.0
+        rate = (1.0 - self.final) + rise
         for name, _ in self.module.named_parameters():
             own[name].lerp_(theirs[name].detach(), rate)
         for name, _ in self.module.named_buffers():

@@ -86,6 +86,8 @@ class Metadata:
                     f"{call}: there is no column {name!r} to filter by; there are: {names or 'none'}."
                 )
             column = self.table.column(name)
+            if pa.types.is_dictionary(column.type):
+                column = column.cast(column.type.value_type)
             try:
                 if isinstance(wanted, slice):
                     met = pa.chunked_array([pa.array(np.ones(len(column), bool))])

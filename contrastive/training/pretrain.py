@@ -49,7 +49,10 @@ class Pretrain(LightningModule):
         optimizer: Optimiser, learning rate and schedule.
         momentum: If above 0, the second of two views is encoded, without a gradient, by a copy of encoder and
             projector that follows them as an exponential moving average (He et al. 2020, "Momentum Contrast";
-            0.99 to 0.999). The objective is called with ``(queries, keys)``.
+            0.99 to 0.999). The objective is called with ``(queries, keys)``; one that requires a ``teacher`` with
+            all views, and as ``teacher=`` with the copy's embeddings of all views.
+        momentum_final: What the momentum rises to, along a cosine, at the end of the run, from ``momentum`` to 1
+            (Grill et al. 2020, "Bootstrap Your Own Latent"). ``None`` keeps it constant.
         symmetric: With ``momentum``: also use the first view as keys of the second and average both losses.
         cache_chunk_size: If above 0, encode so many rows at a time, so that memory for activations does not
             grow with the batch (:mod:`contrastive.training.caching`). Rows are counted over all views.
@@ -59,8 +62,8 @@ class Pretrain(LightningModule):
 
     Raises:
         TypeError: If the encoder has no integer ``dim``.
-        ValueError: If ``momentum``, ``cache_chunk_size`` or ``seed`` lies outside its range, or momentum
-            meets views that are not two.
+        ValueError: If ``momentum``, ``momentum_final``, ``cache_chunk_size`` or ``seed`` lies outside its range,
+            momentum meets views that are not two, or the objective requires a teacher and there is none.
 
     Attributes:
         embeddings: Detached embeddings of the latest training batch, one ``(B, D)`` for each view.
@@ -82,12 +85,25 @@ class Pretrain(LightningModule):
         cache_chunk_size: int = 0,
         use_labels: bool = False,
         seed: int = 0,
+        momentum_final: float | None = None,
     ) -> None:
         super().__init__()
         dim = feature_width("encoder of Pretrain", encoder)
         if not 0 <= momentum < 1:
             raise ValueError(
                 f"momentum of Pretrain is {momentum}; give a number in [0, 1), 0 for no momentum encoder."
+            )
+        if momentum_final is not None and not 0 < momentum <= momentum_final <= 1:
+            raise ValueError(
+                f"momentum_final of Pretrain is {momentum_final} and momentum is {momentum}; give a momentum above 0 "
+                "and a final value from there to 1, or None to keep the momentum."
+            )
+        self._taught = "teacher" in objective.requires
+        if self._taught and (symmetric or not momentum):
+            raise ValueError(
+                f"objective {type(objective).__name__} requires a teacher, the embeddings of all views by a momentum "
+                f"encoder, but momentum is {momentum} and symmetric is {symmetric}; train it with "
+                "Pretrain(momentum=0.99, symmetric=False)."
             )
         if cache_chunk_size < 0:
             raise ValueError(
@@ -97,13 +113,17 @@ class Pretrain(LightningModule):
             raise ValueError(f"seed of Pretrain is {seed}; give 0 or more.")
         projector = prepare_projector(projector if projector is not None else ProjectionHead(), dim)
         views = views if views is not None else SimCLRViews()
-        if momentum and getattr(views, "num_views", 2) != 2:
+        if momentum and not self._taught and getattr(views, "num_views", 2) != 2:
             raise ValueError(
                 f"momentum of Pretrain is {momentum} and {type(views).__name__} makes {views.num_views} "
                 "views; a momentum encoder needs two: set views=2, or momentum=0."
             )
         self.encoder, self.projector, self.views, self.objective = encoder, projector, views, objective
-        self.key_network = MomentumEncoder(nn.Sequential(encoder, projector), momentum) if momentum else None
+        self.key_network = None
+        if momentum:
+            final = 1.0 if momentum_final is None else momentum_final
+            self.key_network = MomentumEncoder(nn.Sequential(encoder, projector), momentum, final)
+        self.momentum_final = momentum_final
         self.optimizer_config = optimizer
         self.symmetric, self.use_labels = symmetric, use_labels
         self.cache_chunk_size, self.seed = cache_chunk_size, seed
@@ -118,6 +138,7 @@ class Pretrain(LightningModule):
             cache_chunk_size=cache_chunk_size,
             use_labels=use_labels,
             seed=seed,
+            momentum_final=momentum_final,
         )
 
     # ------------------------------------------------------------------ before training
@@ -127,7 +148,7 @@ class Pretrain(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         required = set(self.objective.requires)
         name = type(self.objective).__name__
-        if unknown := required - self._provides:
+        if unknown := required - self._provides - ({"teacher"} if self._taught else set()):
             raise ValueError(
                 f"objective {name} requires {', '.join(sorted(unknown))}, but {type(self).__name__} can pass "
                 f"{' and '.join(sorted(self._provides))} only; train it with a module of your own that passes them."
@@ -224,7 +245,8 @@ class Pretrain(LightningModule):
     @property
     def negatives_per_anchor(self) -> int | None:
         """Negatives that one anchor meets in a step; None if objective, loader or views do not tell."""
-        num_views = 2 if self.key_network is not None else getattr(self.views, "num_views", None)
+        paired = self.key_network is not None and not self._taught
+        num_views = 2 if paired else getattr(self.views, "num_views", None)
         if self.samples_per_loss is None or num_views is None:
             return None
         try:
@@ -248,11 +270,13 @@ class Pretrain(LightningModule):
             ValueError: If labels are needed and the batch has none.
         """
         if self.key_network is not None and batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self.key_network.update()  # once for each optimiser step, before its keys are computed
+            # Once for each optimiser step, before its keys are computed.
+            scheduled = self.momentum_final is not None
+            self.key_network.update(min(self.global_step / self.total_steps, 1.0) if scheduled else 0.0)
         view_seed, global_seed = self._seeds(self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(global_seed)
         views = self.make_views(batch.inputs, view_seed)
-        contrast = self._contrast if self.key_network is None else self._contrast_keys
+        contrast = self._contrast if self.key_network is None or self._taught else self._contrast_keys
         loss, problem = None, None
         try:
             loss = contrast(views, batch)
@@ -302,7 +326,17 @@ class Pretrain(LightningModule):
     def _contrast(self, views: list[Tensor], batch: Batch) -> Tensor:
         embeddings = self.embed(views)
         self.embeddings = tuple(embedding.detach() for embedding in embeddings)
-        return self._objective(embeddings, batch)
+        return self._compare(views, embeddings, batch)
+
+    def _compare(self, views: list[Tensor], embeddings: list[Tensor], batch: Batch) -> Tensor:
+        """The objective of all views, given the momentum encoder's embeddings of them if it requires a teacher."""
+        if not self._taught:
+            return self._objective(embeddings, batch)
+        assert self.key_network is not None
+        with torch.no_grad():
+            teacher = self._embed(views, self.key_network, nn.Identity())
+        loss: Tensor = self.objective(*embeddings, **self._inputs(batch), teacher=teacher)
+        return loss
 
     def _contrast_keys(self, views: list[Tensor], batch: Batch) -> Tensor:
         """The same with keys of the momentum encoder: one direction, or the mean of both."""
@@ -316,6 +350,11 @@ class Pretrain(LightningModule):
         return torch.stack(losses).mean()
 
     def _objective(self, embeddings: list[Tensor], batch: Batch) -> Tensor:
+        loss: Tensor = self.objective(*embeddings, **self._inputs(batch))
+        return loss
+
+    def _inputs(self, batch: Batch) -> dict[str, Tensor | None]:
+        """What the objective is given of a batch besides embeddings."""
         wants_labels = self.use_labels or "labels" in self.objective.requires
         if wants_labels and batch.labels is None:
             raise ValueError(
@@ -323,10 +362,7 @@ class Pretrain(LightningModule):
                 "choose a labelled data source, or set use_labels=False and an objective that does not "
                 "require them."
             )
-        loss: Tensor = self.objective(
-            *embeddings, index=batch.index, labels=batch.labels if wants_labels else None
-        )
-        return loss
+        return {"index": batch.index, "labels": batch.labels if wants_labels else None}
 
     def _seeds(self, *place: int) -> tuple[int, int]:
         """Two seeds (views, global): a function of :attr:`seed` and a place in the run, nothing else."""
@@ -367,7 +403,7 @@ class Pretrain(LightningModule):
         if "index" in self.objective.requires:
             return  # its state belongs to training samples; a held-out loss has no meaning
         views = self.make_views(batch.inputs, self._seeds(batch_idx, self.global_rank)[0])
-        loss = self._objective(self.embed(views), batch)
+        loss = self._compare(views, self.embed(views), batch)
         self.log(name, loss, prog_bar=True, sync_dist=True, batch_size=len(batch.index))
 
     # ------------------------------------------------------------------ checkpoints

@@ -96,7 +96,7 @@ def compare(
             cost = f"{1e3 * row['seconds']:>10.1f}{row['extra_bytes'] / 1e6:>10.0f}"
             print(f"{case:24}{name:36}{cost}{ratio:>12.2f}x{loss}", flush=True)
         losses = [result["loss"] for result in rounds[0].values() if "loss" in result]
-        if max(losses) - min(losses) > tolerance * max(map(abs, losses)):
+        if losses and max(losses) - min(losses) > tolerance * max(map(abs, losses)):
             raise SystemExit(
                 f"the losses at {case} differ: {losses}; the contestants compute different things."
             )

@@ -6,10 +6,11 @@
 iSogCLR (Qiu et al., ICML 2023, arXiv 2305.11965) claims better representations of long-tailed data than any one
 temperature gives, with higher temperatures for samples of frequent semantics. SogCLR (Yuan et al., ICML 2022,
 arXiv 2202.12387) claims that small batches do not harm it. Encoders are judged by labelled samples of all classes
-alike: 500 of each class of CIFAR-10; ten of each digit, because these are easy, averaged over ten draws.
+alike: 500 of each class of CIFAR-10; ten of each digit, because these are easy, averaged over five draws.
 Large and small batches see equally many samples; the learning rate follows the square root of the batch.
 """
 
+import dataclasses
 import functools
 import math
 import statistics
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import seed_everything
 from scipy.stats import spearmanr
 from study import Arm, Claim, Results, Run, Study, better, main, value
 from torch import Tensor
@@ -58,6 +60,8 @@ class Setting:
     """Labelled samples that encoders are judged by."""
     draws: int
     """Draws of them, whose results are averaged."""
+    tuning_seeds: int
+    """Seeds that settings for long-tailed data are chosen by."""
 
 
 SETTINGS = {
@@ -76,10 +80,11 @@ SETTINGS = {
         batch=64,
         large=256,
         small=8,
-        samples=20_000,
-        balanced_samples=6_000,
+        samples=16_000,
+        balanced_samples=5_000,
         labels_per_class=10,
-        draws=10,
+        draws=5,
+        tuning_seeds=3,
     ),
     "cifar": Setting(
         data={"source": "cifar10", "size": 32},
@@ -93,12 +98,43 @@ SETTINGS = {
         balanced_samples=60_000,
         labels_per_class=500,
         draws=1,
+        tuning_seeds=1,
     ),
 }
+# All that was tried on the digits, in order; differences are means and deviations over paired seeds, in points.
+DIGITS_NOTES = (
+    "Four settings were tried; shown is the last, whatever it says. (1) Ratio 0.05, 10,000 samples seen, "
+    "temperatures 0.1 to 0.5, rho 0.1 to 0.4, small batch 32, gamma 0.8: on the long tail kNN +0.18 ± 0.24 points "
+    "and probe -0.03 ± 0.71, small batch -0.09 ± 0.23. (2) 20,000 samples on the long tail, temperatures 0.2 to 1, "
+    "iSogCLR from 0.5 with rho 0.03 to 0.3, small batch 8: +0.01 ± 0.39, +0.01 ± 0.35, +0.39 ± 0.60. (3) Ratio "
+    "0.02, gamma 0.2 for SogCLR: +0.68 ± 0.35 (p = 0.006), +0.26 ± 0.61, +0.25 ± 0.31. That gain of kNN was the "
+    "baseline's tuning: one seed had chosen temperature 1. On ten other seeds iSogCLR stood +0.41 ± 0.39 points "
+    "from it, but -0.09 ± 0.31 from temperature 0.5 and -0.31 ± 0.29 from 0.2. Hence (4): settings for the long "
+    "tail are chosen by three seeds. The rank correlation of temperatures with class sizes was 0.77, 0.78 and 0.69 "
+    "in (1) to (3)."
+)
+CIFAR_NOTES = (
+    "Two settings were tried; shown is the second, whatever it says. (1) Individual temperatures started from 0.5, as "
+    "on the digits: kNN -2.90 ± 0.62 points and probe -1.80 ± 0.79 against the best fixed temperature, 0.2; rank "
+    "correlation 0.30 ± 0.13. In about 470 steps a temperature moves little from where it starts. Hence (2): they "
+    "start from 0.2, what the fixed temperatures were found best at."
+)
 OBJECTIVES = {"InfoNCE": InfoNCE, "SogCLR": SogCLR, "iSogCLR": ISogCLR}
 
 
 def train(run: Run) -> dict[str, float]:
+    """Train and judge; on long-tailed data settings are chosen by the mean of several seeds, for one alone is noise."""
+    if not run.tuning or run.smoke or not run.arm.endswith("long tail"):
+        return train_once(run)
+    scores = []
+    for number in range(SETTINGS[run.scale].tuning_seeds):
+        seed_everything(run.seed + number, verbose=False)
+        one = dataclasses.replace(run, seed=run.seed + number, folder=run.folder / str(number))
+        scores.append(train_once(one)["score"])
+    return {"score": statistics.fmean(scores)}
+
+
+def train_once(run: Run) -> dict[str, float]:
     setting = SETTINGS[run.scale]
     name, kind = run.arm.split(", ")
     batch = {"long tail": setting.batch, "large batch": setting.large, "small batch": setting.small}[kind]
@@ -176,7 +212,8 @@ def less_harm(results: Results) -> list[float]:
 def study(scale: str, smoke: bool) -> Study:
     setting = SETTINGS[scale]
     temperatures = [{"temperature": t} for t in (0.2, 0.5, 1.0)]
-    individual = [{"temperature_init": 0.5, "rho": rho} for rho in (0.03, 0.1, 0.3)]
+    start = 0.2 if scale == "cifar" else 0.5
+    individual = [{"temperature_init": start, "rho": rho} for rho in (0.03, 0.1, 0.3)]
     remembering = [{**candidate, "gamma": 0.2} for candidate in temperatures]
     return Study(
         title="SogCLR (Yuan et al., ICML 2022) and iSogCLR (Qiu et al., ICML 2023)",
@@ -212,15 +249,7 @@ def study(scale: str, smoke: bool) -> Study:
             f"large {setting.large}, small {setting.small}; {setting.samples:,} samples seen of the long tail, "
             f"{setting.balanced_samples:,} otherwise"
         ),
-        notes=(
-            "Two attempts on the digits. The first, with fixed temperatures of 0.1 to 0.5, rho of "
-            "0.1 to 0.4, a small batch of 32 and 10,000 samples seen, gave kNN +0.18 ± 0.24 "
-            "points and probe -0.03 ± 0.71 on the long tail, Spearman 0.77 and a small batch that "
-            "hurt neither (-0.09 ± 0.23). The second, shown, has higher temperatures, a batch of "
-            "8 and twice the samples on the long tail."
-        )
-        if scale == "digits"
-        else "",
+        notes=DIGITS_NOTES if scale == "digits" else CIFAR_NOTES,
     )
 
 

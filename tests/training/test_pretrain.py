@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from torch import nn
 
 from contrastive.data import Loader
 from contrastive.encoders import ConvEncoder, ProjectionHead
-from contrastive.objectives import InfoNCE, Objective
+from contrastive.objectives import BECLR, InfoNCE, Objective
 from contrastive.training import OptimizerConfig, Pretrain
 from contrastive.training.optim import warmup_cosine
 from contrastive.views import MultiCrop
@@ -47,6 +48,8 @@ class Untold(Objective):
     [
         ({"encoder": nn.Linear(2, 2)}, TypeError, "encoder of Pretrain is a Linear whose dim is None"),
         ({"momentum": 1.0}, ValueError, "momentum of Pretrain is 1.0"),
+        ({"momentum_final": 1.0}, ValueError, "momentum_final of Pretrain is 1.0 and momentum is 0.0"),
+        ({"momentum": 0.9, "momentum_final": 0.8}, ValueError, "momentum_final of Pretrain is 0.8"),
         ({"cache_chunk_size": -1}, ValueError, "cache_chunk_size of Pretrain is -1"),
         ({"seed": -1}, ValueError, "seed of Pretrain is -1"),
     ],
@@ -209,17 +212,114 @@ def test_keys_carry_no_gradient_and_both_directions_are_averaged(parts, trainer)
     assert not torch.allclose(key, other_key)
 
 
+def test_momentum_rises_to_its_final_value_over_the_steps_of_the_run(parts, trainer):
+    module = build(parts, momentum=0.6, momentum_final=0.9)
+    rates, update = [], module.key_network.update
+
+    def record(progress):
+        before = module.key_network.module[0].net[0].bias.clone()
+        original = module.encoder.net[0].bias.detach()
+        moved, update_result = original - before, update(progress)
+        after = module.key_network.module[0].net[0].bias
+        rates.append(float(((after - before) / moved).nanmedian()))
+        return update_result
+
+    module.key_network.update = record
+    trainer(max_epochs=2, accumulate_grad_batches=2).fit(module, datamodule=parts.Vectors())  # 4 steps
+    momenta = [0.9 - 0.3 * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]
+    assert rates[1:] == pytest.approx(
+        [1 - momentum for momentum in momenta[1:]], rel=1e-3
+    )  # at first both are equal
+
+
+# ---------------------------------------------------------------------- a teacher
+
+
+class Taught(Objective):
+    """Agrees with the teacher's embedding of the same view, and remembers what it was called with."""
+
+    requires = ("teacher",)
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def forward(self, *views, index=None, labels=None, teacher=None):
+        self.calls.append({"views": views, "index": index, "labels": labels, "teacher": teacher})
+        return torch.stack([(v - t).square().mean() for v, t in zip(views, teacher, strict=True)]).mean()
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "symmetric": True}])
+def test_an_objective_with_a_teacher_needs_momentum(parts, options):
+    with pytest.raises(
+        ValueError, match=r"Taught requires a teacher.*Pretrain\(momentum=0.99, symmetric=False\)"
+    ):
+        build(parts, objective=Taught(), **options)
+
+
+def test_the_teacher_embeds_all_views_without_gradient(parts, trainer):
+    objective = Taught()
+    module = build(parts, momentum=0.9, objective=objective, views=parts.Noise(1.0, views=3), use_labels=True)
+    data = parts.Vectors()
+    trainer(max_steps=2).fit(module, datamodule=data)
+    first, second = objective.calls
+    for view, teacher in zip(first["views"], first["teacher"], strict=True):
+        torch.testing.assert_close(teacher, view.detach())  # at first the copy equals the original
+        assert view.requires_grad
+        assert not teacher.requires_grad
+    assert not torch.allclose(second["teacher"][0], second["views"][0])
+    assert torch.equal(first["labels"], data.labels[first["index"]])
+    assert len(module.embeddings) == 3
+
+
+def test_a_held_out_loss_has_a_teacher_too(parts, trainer):
+    objective = Taught()
+    module = build(parts, momentum=0.9, objective=objective)
+    loader = Loader(torch.randn(24, 6), batch_size=24)
+    assert (
+        trainer().validate(module, loader, verbose=False)[0]["val_loss"] == 0
+    )  # the copy still equals the original
+    assert len(objective.calls[0]["teacher"]) == 2
+
+
+def test_trains_with_clustered_memories(parts, trainer):
+    objective = BECLR(num_neighbours=2, num_clusters=4, memory_size=100, memory_start_epoch=1)
+    module = build(parts, momentum=0.9, momentum_final=1.0, objective=objective, use_labels=True)
+    run = trainer(max_epochs=4)
+    run.fit(module, datamodule=parts.Vectors())
+    assert objective.predictor.layers[0].out_features == 2
+    assert {"cluster_purity", "neighbour_precision", "std"} <= run.callback_metrics.keys()
+    assert "loss_over_chance" not in run.callback_metrics
+
+
 # ---------------------------------------------------------------------- resuming
 
 
+def tiny_nce(parts):
+    return parts.TinyNCE(queue_size=32)
+
+
+def clustered(parts):
+    return BECLR(8, num_neighbours=2, num_clusters=4, memory_size=100, memory_start_epoch=1)
+
+
 @pytest.mark.parametrize(
-    "options", [{}, {"momentum": 0.9}, {"cache_chunk_size": 10}], ids=["plain", "momentum", "cached"]
+    ("options", "make_objective"),
+    [
+        ({}, tiny_nce),
+        ({"momentum": 0.9}, tiny_nce),
+        ({"cache_chunk_size": 10}, tiny_nce),
+        ({"momentum": 0.9, "momentum_final": 1.0}, clustered),
+    ],
+    ids=["plain", "momentum", "cached", "teacher"],
 )
-def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(parts, trainer, tmp_path, options):
+def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(
+    parts, trainer, tmp_path, options, make_objective
+):
     def module():
         torch.manual_seed(0)
-        objective = parts.TinyNCE(queue_size=32)
-        return build(parts, encoder=parts.TinyEncoder(dropout=0.2), objective=objective, **options)
+        encoder = parts.TinyEncoder(dropout=0.2)
+        return build(parts, encoder=encoder, objective=make_objective(parts), **options)
 
     def train(name, stop=4, **fit):
         new = module()

@@ -1,0 +1,101 @@
+"""Images that someone uploads: decoded within limits, and encoded like the images of a run."""
+
+import io
+import os
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from contrastive.data.images import as_image, scale
+
+MOST_PIXELS = 50_000_000
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "BMP",
+    "GIF",
+)  # decoders of rare formats are where Pillow's faults are found
+
+
+class ImageEncoder:
+    """The encoder of a run, for image files.
+
+    Args:
+        run: folder of the run.
+
+    Attributes:
+        shape: ``(C, H, W)`` that images are brought to, as the run's data are.
+        fingerprint: of the encoder's weights.
+
+    Raises:
+        FileNotFoundError: the folder holds no encoder.
+        ValueError: the run's data are no images, or are gone, so that their size is not known.
+    """
+
+    def __init__(self, run: str | os.PathLike[str]) -> None:
+        from contrastive.evaluation.results import describe_encoder
+        from contrastive.evaluation.run import load_run_encoder
+
+        self._encoder = load_run_encoder(run).eval()
+        self.fingerprint = describe_encoder(run).get("fingerprint")
+        self.shape = _image_shape(run)
+        self._encoding = Lock()  # a network in use by several threads at once would only make them all wait
+
+    @torch.no_grad()
+    def __call__(self, content: bytes) -> NDArray[Any]:
+        """The features ``(D,)`` of an image file.
+
+        Raises:
+            ValueError: the file is no image of a supported format, or is too large.
+        """
+        image = scale(as_image(decode(content), self.shape[0]), self.shape[1:])
+        with self._encoding:
+            features: NDArray[Any] = self._encoder(image[None])[0].float().numpy()
+        return features
+
+
+def decode(content: bytes) -> Image.Image:
+    """Decode an image file that nobody vouches for, upright.
+
+    Raises:
+        ValueError: it is no image of a supported format, is damaged, or has more than :data:`MOST_PIXELS`.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            if (
+                picture.width * picture.height > MOST_PIXELS
+            ):  # known from the header, before anything is decoded
+                raise ValueError(
+                    f"the image has {picture.width} x {picture.height} pixels; at most {MOST_PIXELS:,} are accepted; "
+                    "scale it down"
+                )
+            return ImageOps.exif_transpose(picture).convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(
+            f"the file is not an image that can be read ({error}); send one of {', '.join(FORMATS)}"
+        ) from error
+
+
+def _image_shape(run: str | os.PathLike[str]) -> tuple[int, int, int]:
+    import yaml
+    from lightning.pytorch import LightningDataModule
+
+    from contrastive.evaluation.run import instantiate
+
+    path = Path(run) / "config.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    try:
+        if not isinstance(config, dict) or "data" not in config:
+            raise FileNotFoundError(f"{path} does not name the data")
+        channels, height, width = instantiate(config["data"], LightningDataModule).image_shape
+    except Exception as error:  # anyone's code reads the data
+        raise ValueError(
+            f"explore(run={str(run)!r}): the size of the run's images is not known, since its data cannot be opened "
+            f"({type(error).__name__}: {error}); bring the data back, or leave run out and search by items"
+        ) from error
+    return channels, height, width

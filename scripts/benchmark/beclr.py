@@ -1,0 +1,135 @@
+"""Time and memory of one clustered memory of BECLR a step, beside a per-sample form like the published one.
+
+    python scripts/benchmark/beclr.py --threads 1
+
+"update" assigns a batch to clusters, writes it and moves the prototypes; "enhance" finds each row's k neighbours in its
+cluster; a step of BECLR does both for three memories. The published form searches one sample after the other. "loss"
+is forward and backward of the loss of enhanced batches beside a form that holds the whole matrix. Ratios are theirs /
+ours.
+"""
+
+import torch
+from measure import Problem, compare
+from torch import Tensor
+from torch.nn import functional as F
+
+MINI = {"batch": 256, "clusters": 200, "size": 8193, "dim": 512, "k": 5}
+CASES = {
+    "update + enhance": {"part": "both", **MINI},
+    "update": {"part": "update", **MINI},
+    "enhance": {"part": "enhance", **MINI},
+    "... one large cluster": {"part": "enhance", **MINI, "clusters": 2},
+    "k-means": {"part": "kmeans", **MINI},
+    "loss": {"part": "loss", **MINI},
+}
+
+
+def ours(part: str, batch: int, clusters: int, size: int, dim: int, k: int) -> Problem:
+    from contrastive.objectives.clustered_memory import ClusteredMemory
+    from contrastive.objectives.clusters import kmeans
+    from contrastive.objectives.enhanced_contrast import Batches, beclr
+
+    bank, labels, z = draw(batch, clusters, size, dim)
+    if part == "loss":
+        t, p, s = agreeing(batch, dim)
+        found = Batches(*torch.randn(3, 2, batch, k, dim))
+        return Problem(lambda: beclr(t, p, s, found).loss, [])
+    if part == "kmeans":
+        return Problem(lambda: only(kmeans(bank, clusters, restarts=1)), [])
+    memory = ClusteredMemory(size, clusters)
+    memory.rows, memory.labels = bank, labels
+    memory.prototypes = means(bank, labels, clusters)
+    memory.clustered_epoch.fill_(0)
+
+    def step() -> None:
+        if part in ("both", "update"):
+            memory.update(z)
+        if part in ("both", "enhance"):
+            memory.nearest(z.view(2, batch, dim), k)
+
+    return Problem(step, [])
+
+
+def per_sample(part: str, batch: int, clusters: int, size: int, dim: int, k: int) -> Problem:
+    bank, labels, z = draw(batch, clusters, size, dim)
+    if part == "loss":
+        t, p, s = agreeing(batch, dim)
+        found = torch.randn(3, 2, batch * k, dim)
+        return Problem(lambda: dense_loss(t.detach(), p, s, found), [])
+    state = {"labels": labels, "prototypes": means(bank, labels, clusters), "position": 0}
+
+    def step() -> None:
+        if part in ("both", "update"):
+            update(bank, state, z, clusters)
+        if part in ("both", "enhance"):
+            for view in z.chunk(2):
+                enhance(bank, state, view, k)
+
+    return Problem(step, [])
+
+
+def draw(batch: int, clusters: int, size: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    centres = torch.randn(clusters, dim)
+    labels = torch.randint(0, clusters, (size,))
+    z = centres[torch.randint(0, clusters, (2 * batch,))] + torch.randn(2 * batch, dim)
+    return centres[labels] + torch.randn(size, dim), labels, z
+
+
+def agreeing(batch: int, dim: int) -> Tensor:
+    """Targets, predictions and projections of two views; that these agree keeps the loss away from 0."""
+    return (torch.randn(batch, dim) + torch.randn(3, 2, batch, dim)).requires_grad_()
+
+
+def means(bank: Tensor, labels: Tensor, clusters: int) -> Tensor:
+    sums = torch.zeros(clusters, bank.shape[1]).index_add_(0, labels, bank)
+    return sums / labels.bincount(minlength=clusters).clamp(min=1)[:, None]
+
+
+def update(bank: Tensor, state: dict, z: Tensor, clusters: int) -> None:
+    scores = -torch.cdist(F.normalize(z), F.normalize(state["prototypes"]))
+    plan = (scores / 0.05).exp()
+    for _ in range(10):
+        plan = plan / plan.sum(0) / clusters
+        plan = plan / plan.sum(1, keepdim=True) / len(z)
+    kept = min(len(z), len(bank) - state["position"])
+    rows = slice(state["position"], state["position"] + kept)
+    bank[rows], state["labels"][rows] = z[:kept], plan.argmax(1)[:kept]
+    state["position"] = (state["position"] + kept) % len(bank)
+    state["prototypes"] = means(bank, state["labels"], clusters)
+
+
+def enhance(bank: Tensor, state: dict, view: Tensor, k: int) -> Tensor:
+    """One sample after the other: its cluster's rows, their similarities, and a result that grows by one part each."""
+    columns = bank.T
+    own = (F.normalize(view) @ F.normalize(state["prototypes"]).T).argmax(1)
+    result = F.normalize(view)
+    for z, cluster in zip(view, own, strict=True):
+        members = (state["labels"] == cluster).nonzero().flatten()
+        if len(members) <= k:
+            members = torch.arange(len(bank))
+        partition = columns[:, members]
+        similarity = F.normalize(z, dim=0) @ F.normalize(partition, dim=0)
+        result = torch.cat([result, partition[:, similarity.topk(k).indices].T])
+    return result
+
+
+def dense_loss(t: Tensor, p: Tensor, s: Tensor, found: Tensor) -> Tensor:
+    t, p, s = (
+        F.normalize(torch.cat([F.normalize(x, dim=-1), f], 1), dim=-1)
+        for x, f in zip((t, p, s), found, strict=True)
+    )
+    n = t.shape[1]
+    positive = -(p[0] * t[1]).sum(1).mean() / 2 - (p[1] * t[0]).sum(1).mean() / 2
+    both = s.flatten(0, 1)
+    same = torch.eye(n, dtype=torch.bool).repeat(2, 2)
+    similarity = (both @ both.T / 2.0).exp().masked_fill(same, 0.0)
+    return positive + 0.1 * ((similarity.sum(1) / (2 * n - 2)).mean()).log()
+
+
+def only(_: object) -> None:
+    """Nothing: the result is not a loss."""
+
+
+if __name__ == "__main__":
+    contestants = {"ours": ours, "per sample / dense": per_sample}
+    compare(__doc__, contestants, CASES, skip=lambda name, case: case == "k-means" and name != "ours")
