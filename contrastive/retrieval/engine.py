@@ -216,6 +216,13 @@ class Approximate:
             return [2**i for i in range(self._inverted.nlist.bit_length())]
         return [16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024] if self.is_graph else [0]
 
+    def owned(self) -> "Approximate":
+        """The same index in memory of its own, for one that was mapped and is to change."""
+        copy = self._faiss.deserialize_index(self._faiss.serialize_index(self.index))
+        found = Approximate(self.factory, int(self.index.d), self.euclidean, copy)
+        found.effort = self.effort
+        return found
+
     def write(self, path: Path) -> None:
         """Write to a file."""
         self._faiss.write_index(self.index, str(path))

@@ -40,7 +40,7 @@ class Neighbours:
         self.store: Store | None = Store(dim) if self.approximate is None else None
         if self.approximate is not None and keep_vectors and not self.approximate.keeps_vectors:
             self.store = Store(dim, spool=Path(tempfile.gettempdir()))
-        self._mapped: Path | None = None  # file of an approximate index that is only mapped
+        self._mapped = False  # whether the approximate index is only mapped
 
     def __len__(self) -> int:
         """Number of slots."""
@@ -86,10 +86,8 @@ class Neighbours:
         Whatever is raised, either all of them are here afterwards or none.
         """
         size = len(self)
-        if self._mapped is not None:  # read what was only mapped, before it changes
-            effort = self.effort
-            self.approximate = Approximate.read(self._mapped, self.factory, self.dim, self.euclidean, False)
-            self.approximate.effort, self._mapped = effort, None
+        if self._mapped:
+            self.approximate, self._mapped = self._index.owned(), False
         try:
             if self.store is not None:
                 self.store.append(rows)
@@ -109,7 +107,7 @@ class Neighbours:
             for start in range(0, len(slots), BLOCK):
                 fresh.add(self.rows(slots[start : start + BLOCK]))
             fresh.effort = self.effort
-            self.approximate, self._mapped = fresh, None
+            self.approximate, self._mapped = fresh, False
         if self.store is not None:
             self.store.keep(slots)
 
@@ -285,7 +283,7 @@ class Neighbours:
         if factory != "Flat":
             found.approximate = Approximate.read(folder / SEARCH, factory, dim, found.euclidean, mmap)
             found.approximate.effort = effort
-            found._mapped = folder / SEARCH if mmap else None
+            found._mapped = mmap
         return found
 
 

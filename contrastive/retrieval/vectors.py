@@ -1,7 +1,6 @@
 """Vectors as they come from callers, and where they are kept as they are."""
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -83,6 +82,7 @@ class Store:
             self.path = Path(self._file.name)
         elif path is not None:
             self._size = path.stat().st_size // (4 * dim)
+            self._map()  # at once: the file may be replaced, what is mapped stays
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -91,11 +91,14 @@ class Store:
     @property
     def rows(self) -> Array:
         """All rows ``(n, D)``."""
-        if self.path is not None and len(self._rows) < self._size:
-            if self._file is not None:
-                self._file.flush()
-            self._rows = np.memmap(self.path, np.float32, "r", shape=(self._size, self.dim))
+        if self._file is not None and len(self._rows) < self._size:
+            self._file.flush()
+            self._map()
         return self._rows[: self._size]
+
+    def _map(self) -> None:
+        if self._size and self.path is not None:
+            self._rows = np.memmap(self.path, np.float32, "r", shape=(self._size, self.dim))
 
     def append(self, rows: Array) -> None:
         """Add rows ``(m, D)`` at the end."""
@@ -125,15 +128,16 @@ class Store:
         self._rows, self._size, self.path, self._file = rows, len(rows), None, None
 
     def write(self, path: Path) -> None:
-        """Write the rows to a file; where one holds them already, by a second name for it or a copy."""
-        if self.path is not None:
-            if self._file is not None:
-                self._file.flush()
+        """Write the rows to a file; where a finished one holds them, by a second name for it.
+
+        A spool still grows, so it is copied.
+        """
+        if self.path is not None and self._file is None:
             try:
                 os.link(self.path, path)
-            except OSError:  # another file system
-                shutil.copyfile(self.path, path)
-            return
+                return
+            except OSError:  # another file system, or the file has been replaced
+                pass
         with path.open("wb") as file:
             for start in range(0, self._size, 1 << 16):
                 file.write(np.ascontiguousarray(self.rows[start : start + (1 << 16)]).data)

@@ -449,6 +449,24 @@ def test_a_save_that_fails_leaves_the_old_index(tmp_path, monkeypatch):
     assert len(Index.load(tmp_path / "index")) == 199
 
 
+@pytest.mark.parametrize("factory", ["Flat", "HNSW8", "IVF4,PQ4x4"])
+@pytest.mark.parametrize("how", ["built", "read", "mapped"])
+def test_a_saved_index_and_the_one_in_memory_are_independent(factory, how, tmp_path):
+    index = build(factory)
+    index.save(tmp_path / "index")
+    if how != "built":
+        index = Index.load(tmp_path / "index", mmap=how == "mapped")
+    for size in (199, 198):  # the files that it was read from are gone after the first
+        index.remove([size])
+        index.save(tmp_path / "index")
+        assert len(Index.load(tmp_path / "index")) == size
+    index.add(vectors(3, seed=11), [500, 501, 502])
+    assert index.search(vectors(3, seed=11), 1)[1][:, 0].tolist() == [500, 501, 502]
+    assert len(Index.load(tmp_path / "index")) == 198
+    index.save(tmp_path / "index")
+    assert Index.load(tmp_path / "index").search(vectors(3, seed=11), 1)[1][:, 0].tolist() == [500, 501, 502]
+
+
 # ---------------------------------------------------------------------- merging
 
 
