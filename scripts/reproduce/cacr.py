@@ -10,6 +10,7 @@ judged on the same balanced data.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import mean
@@ -88,7 +89,7 @@ SETTINGS = {
         imbalance=0.001,
         encoder={"widths": [24, 48, 96], "blocks": [0, 0, 0]},
         views={"size": 32, "crop_scale": (0.25, 1.0)},
-        steps=400,
+        steps=1200,
         candidates=2,
     ),
 }
@@ -112,7 +113,9 @@ def load(run: Run, **thinned: Any) -> TensorData:
     """The images of this scale, thinned out for training."""
     file = run.shared / "images.pt"
     if not file.is_file():
-        torch.save(images(run), file)
+        part = file.with_suffix(f".{os.getpid()}.part")
+        torch.save(images(run), part)
+        os.replace(part, file)
     return TensorData(
         **torch.load(file, weights_only=True),
         batch_size=round(SETTINGS[run.scale].batch_size * 2 / ARMS[run.arm][1]),

@@ -77,9 +77,9 @@ SETTINGS = {
         strong={"crop_scale": (0.25, 1.0), "grey": 0.2, "jitter": (0.4, 0.4, 0.4, 0.1)},
         temperature=0.2,
         pretraining=800,
-        few=25,
-        batch=(125, 128),
-        steps=(200, 350),
+        few=10,
+        batch=(50, 128),
+        steps=(300, 2000),
     ),
 }
 NOISE = 0.15  # standard deviation, where black and white are half a unit apart
@@ -175,6 +175,8 @@ def make_study(scale: str, smoke: bool) -> Study:
     plain = [{"learning_rate": rate} for rate in (1e-3, 3e-3)]
     weighted = [{"learning_rate": 1e-3, "contrast_weight": weight} for weight in (1.0, 3.0)]
     released = [{"learning_rate": 1e-3, "contrast_weight": weight} for weight in (1.0, 10.0)]
+    if scale == "cifar":
+        weighted = released = [{**one, "contrast_weight": 1.0} for one in plain]
     claims = []
     for level in LEVELS:
         baseline, ours, parity = (f"{method}, {level}" for method in METHODS)
@@ -214,9 +216,10 @@ def make_study(scale: str, smoke: bool) -> Study:
             "The paper fine-tunes a ResNet-50 of ImageNet for a hundred epochs with SGD. Released is the loss of the "
             "official code with exact identities of soft labels."
             + (
-                " One setting was tried. 350 steps of 128 images are 0.9 epochs, the paper's fine-tuning is a hundred: "
-                "with all labels nothing overfits yet that a contrast could prevent, and two of three rows have mixed "
-                "labels, which are slower to learn. A longer run is the next thing to try."
+                " Two settings were tried; shown is the second, whatever it says. (1) 25 labels a class for 200 steps of "
+                "125, all labels for 350 steps of 128, which are 0.9 epochs, and Core-tuning with the lower learning rate "
+                "alone: +1.3 ± 0.1 points with few labels, -3.8 ± 0.8 with all. Hence (2): fewer labels, a longer run "
+                "with all, and the same two learning rates for everyone."
                 if scale == "cifar"
                 else " Noise, steps and the part of the digits that is trained on were set after trials of one or two "
                 "seeds, in which the difference to cross entropy with all labels was -1.7 points (all digits, 150 "

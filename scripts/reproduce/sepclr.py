@@ -50,7 +50,7 @@ SETTINGS = {
         data={"background": "cifar10", "limit": 10_000, "batch_size": 256},
         encoder={"widths": (24, 48, 96), "blocks": (0, 1, 0), "out_dim": 32},
         views={"size": 32, "crop_scale": (0.6, 1.0), "flip": 0.0},
-        steps=700,
+        steps=2000,
     ),
 }
 

@@ -72,6 +72,7 @@ class Run:
         data: folder with the data of the larger scale.
         folder: where this run keeps its checkpoint; gone when it has finished.
         shared: folder that all runs of the study share, for what is made once.
+        accelerator: that it trains on, as ``cpu`` or ``gpu``.
     """
 
     arm: str
@@ -83,11 +84,12 @@ class Run:
     data: Path
     folder: Path
     shared: Path
+    accelerator: str = "cpu"
 
     def fit(
         self, module: LightningModule, data: LightningDataModule, *, steps: int, **options: Any
     ) -> Trainer:
-        """Train for so many optimiser steps on the CPU, from the run's checkpoint if there is one.
+        """Train for so many optimiser steps, from the run's checkpoint if there is one.
 
         Args:
             module: what is trained.
@@ -108,7 +110,7 @@ class Run:
             **{
                 "max_steps": steps,
                 "max_epochs": -1,
-                "accelerator": "cpu",
+                "accelerator": self.accelerator,
                 "devices": 1,
                 "logger": False,
                 "default_root_dir": self.folder,
@@ -242,6 +244,7 @@ def main(make_study: Callable[[str, bool], Study]) -> None:
         "--out", type=Path, default=script.parent / "results", help="folder of JSON and figure"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--accelerator", default="cpu", help="that runs train on, as gpu")
     parser.add_argument(
         "--smoke", action="store_true", help="only show that everything runs; keeps no results"
     )
@@ -306,7 +309,11 @@ def _carry_out(study: Study, options: argparse.Namespace, work: Path) -> dict[st
         "notes": study.notes,
         "shown": list(shown),
         "seconds": seconds,
-        "machine": {"torch": torch.__version__, "processor": platform.machine(), "threads": options.threads},
+        "machine": {
+            "torch": torch.__version__,
+            "processor": platform.machine() if options.accelerator == "cpu" else torch.cuda.get_device_name(),
+            "threads": options.threads,
+        },
         "arms": arms,
         "claims": claims,
     }
@@ -331,7 +338,18 @@ def _run(
     folder = work / key
     shared = work / "shared"
     shared.mkdir(parents=True, exist_ok=True)
-    run = Run(arm, settings, seed, tuning, options.scale, options.smoke, options.data, folder, shared)
+    run = Run(
+        arm,
+        settings,
+        seed,
+        tuning,
+        options.scale,
+        options.smoke,
+        options.data,
+        folder,
+        shared,
+        options.accelerator,
+    )
     seed_everything(seed, verbose=False)
     start = time.perf_counter()
     metrics = {name: float(number) for name, number in study.train(run).items()}

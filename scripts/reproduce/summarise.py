@@ -27,8 +27,10 @@ def section(document: Mapping[str, Any], picture: str) -> str:
     minutes = document["seconds"] / 60
     lines = [f"## {document['title']}: {document['scale']}", ""]
     machine = document["machine"]
+    processor = "" if machine["processor"] in ("x86_64", "aarch64") else f" beside one {machine['processor']}"
+    place = f"{machine['threads']} thread(s){processor}"
     lines += [
-        f"`{document['command']}`; {minutes:.0f} minutes on {machine['threads']} thread(s). {document['setting']}",
+        f"`{document['command']}`; {minutes:.0f} minutes on {place}. {document['setting']}",
         "",
     ]
     lines += ["| claim | verdict | mean ± sd | margin | p |", "|---|---|---|---|---|"]

@@ -1,0 +1,299 @@
+"""Encoders of interaction histories: SASRec and GRU4Rec, which read all prefixes of a history in one pass.
+
+Histories are rows of item codes, oldest first, padded with 0 on the right. Both encoders are causal, so the state at
+position ``t`` is that of the prefix of ``t + 1`` items: one pass over a user's history gives a state for each of the
+targets in it, and padding on the right cannot reach any of them.
+
+An encoder of your own is a module with ``num_items``, ``dim`` and ``max_length`` that is called as
+``encoder(items, lengths) -> (B, T, dim)`` and gives its item table by ``item_vectors()``; deriving from
+:class:`SequenceEncoder` adds the rest.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+HIDDEN = -10_000.0  # added to the logit of a pair that must not attend; finite, so that no row of them becomes NaN
+_LENGTH_GROUPS = 4  # into which a batch is split on a CPU, each padded to its own longest history
+
+
+class SequenceEncoder(nn.Module):
+    """The item table, which inputs and targets share, and what follows from states.
+
+    Args:
+        num_items: items of the catalogue; their codes are 1 to ``num_items``, 0 is padding. ``None`` waits for
+            :meth:`setup`, which :class:`~recsys.SequentialRecommender` calls.
+        dim: width ``d`` of item vectors and states.
+        max_length: longest history that is read; of a longer one the last items.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+
+    item_embedding: nn.Embedding
+
+    def __init__(self, num_items: int | None, dim: int, max_length: int) -> None:
+        super().__init__()
+        for name, number in (("dim", dim), ("max_length", max_length)):
+            if number < 1:
+                raise ValueError(f"{type(self).__name__}: {name} is {number}; give 1 or more.")
+        self.num_items, self.dim, self.max_length = 0, dim, max_length
+        self.config: dict[str, Any] = {}
+        if num_items is not None:
+            self.setup(num_items)
+
+    def setup(self, num_items: int) -> None:
+        """Make the item table, once the catalogue is known.
+
+        Raises:
+            ValueError: fewer than one item, or another number than the table was made for.
+        """
+        if num_items < 1 or self.num_items not in (0, num_items):
+            raise ValueError(
+                f"{type(self).__name__}: num_items is {num_items}"
+                + (f", the item table is for {self.num_items}" if self.num_items else "")
+                + "; give the number of items in the catalogue, 1 or more."
+            )
+        if not self.num_items:
+            self.num_items = num_items
+            self.item_embedding = nn.Embedding(num_items + 1, self.dim, padding_idx=0)
+            nn.init.normal_(self.item_embedding.weight, std=0.02)
+        self.config["num_items"] = num_items
+
+    def item_vectors(self) -> Tensor:
+        """Return the item table ``(num_items + 1, d)``; row 0 is padding. A score is a product with a state."""
+        return self.item_embedding.weight
+
+    def encode(self, items: Tensor, lengths: Tensor) -> Tensor:
+        """Return the state ``(B, d)`` after the last item of each history.
+
+        Args:
+            items: ``(B, T)`` int64 codes, right-padded with 0.
+            lengths: ``(B,)`` int64, 1 to T.
+        """
+        states: Tensor = self(items, lengths)
+        return states[torch.arange(len(states), device=states.device), lengths - 1]
+
+    def encode_grouped(self, items: Tensor, lengths: Tensor) -> Tensor:
+        """As :meth:`encode`, in groups of similar length, so that short histories do not pay for long ones."""
+        if items.device.type != "cpu" or len(items) < 8 * _LENGTH_GROUPS:
+            return self.encode(items[:, : int(lengths.max())], lengths)
+        order = torch.argsort(lengths, stable=True)
+        groups = order.chunk(_LENGTH_GROUPS)
+        states = [self.encode(items[rows, : int(lengths[rows[-1]])], lengths[rows]) for rows in groups]
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order))
+        return torch.cat(states)[back]
+
+    def check(self, items: Tensor, lengths: Tensor) -> None:
+        """Refuse histories that the encoder cannot read.
+
+        Raises:
+            ValueError: no item table yet, other shapes or dtypes than expected, or more than ``max_length`` columns.
+        """
+        name = type(self).__name__
+        if not self.num_items:
+            raise ValueError(f"{name}: the number of items is not known yet; call setup(num_items) first.")
+        if items.ndim != 2 or items.dtype != torch.int64 or lengths.shape != items.shape[:1]:
+            raise ValueError(
+                f"{name}: items are {tuple(items.shape)} {items.dtype} and lengths {tuple(lengths.shape)}; expected "
+                "int64 item codes (B, T), right-padded with 0, and one length for each row."
+            )
+        if items.shape[1] > self.max_length:
+            raise ValueError(
+                f"{name}: histories have {items.shape[1]} columns, max_length is {self.max_length}; keep the last "
+                "items of longer ones (Sequences.padded does), or build the encoder for more."
+            )
+
+
+class SASRec(SequenceEncoder):
+    """Causal self-attention over a history (Kang & McAuley 2018, arXiv 1808.09781), in the post-norm form of RecBole.
+
+    ``X = Dropout(LayerNorm(E[item] + P[position]))``, then ``layers`` times attention and a feed-forward network, each
+    ``X <- LayerNorm(X + Dropout(f(X)))``. All weights start from N(0, 0.02), biases from 0.
+
+    Args:
+        num_items: items of the catalogue; ``None`` waits for :meth:`setup`.
+        dim: width ``d``.
+        layers: number of blocks.
+        heads: attention heads; they divide ``dim``.
+        inner_dim: width of the feed-forward network.
+        max_length: longest history that is read.
+        dropout: of embeddings and of what enters a residual sum.
+        attention_dropout: of attention weights.
+        positions: counted from the ``"start"`` of a history, or so that its last item always stands at the ``"end"``,
+            at ``max_length - 1``, as with padding on the left. Only from the start do prefixes of one history share
+            their states.
+
+    Raises:
+        ValueError: a size below 1, heads that do not divide ``dim``, or a dropout outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        num_items: int | None = None,
+        dim: int = 64,
+        layers: int = 2,
+        heads: int = 2,
+        inner_dim: int = 256,
+        max_length: int = 50,
+        dropout: float = 0.5,
+        attention_dropout: float = 0.5,
+        positions: Literal["start", "end"] = "start",
+    ) -> None:
+        super().__init__(num_items, dim, max_length)
+        if min(layers, heads, inner_dim) < 1 or dim % heads:
+            raise ValueError(
+                f"SASRec: layers={layers}, heads={heads}, inner_dim={inner_dim} with dim={dim}; give 1 or more of "
+                "each, and heads that divide dim."
+            )
+        for name, share in (("dropout", dropout), ("attention_dropout", attention_dropout)):
+            if not 0 <= share < 1:
+                raise ValueError(f"SASRec: {name} is {share}; give a share in [0, 1).")
+        if positions not in ("start", "end"):
+            raise ValueError(f"SASRec: positions is {positions!r}; choose 'start' or 'end'.")
+        self.config |= {
+            "dim": dim,
+            "layers": layers,
+            "heads": heads,
+            "inner_dim": inner_dim,
+            "max_length": max_length,
+            "dropout": dropout,
+            "attention_dropout": attention_dropout,
+            "positions": positions,
+        }
+        self.shares_prefixes = positions == "start"
+        self.position_embedding = nn.Embedding(max_length, dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-12)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            Block(dim, heads, inner_dim, dropout, attention_dropout) for _ in range(layers)
+        )
+        self.apply(_initialise)
+
+    def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
+        """Return the states ``(B, T, d)`` after every item of histories ``items`` ``(B, T)`` of ``lengths`` ``(B,)``.
+
+        A 0 inside a history is a masked item: it keeps its place, and no other position attends to it.
+
+        Raises:
+            ValueError: shapes or dtypes are not those, or T is above ``max_length``.
+        """
+        self.check(items, lengths)
+        positions = torch.arange(items.shape[1], device=items.device).expand_as(items)
+        if not self.shares_prefixes:
+            positions = (positions + (self.max_length - lengths)[:, None]).clamp(max=self.max_length - 1)
+        states = self.dropout(self.norm(self.item_embedding(items) + self.position_embedding(positions)))
+        mask = self._mask(items, lengths, states.dtype)
+        for block in self.blocks:
+            states = block(states, mask)
+        return states
+
+    def _mask(self, items: Tensor, lengths: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """What to add to attention logits ``(B, 1, T, T)``; None where the causal order alone decides."""
+        if items.count_nonzero() == lengths.sum():
+            return None
+        size = items.shape[1]
+        later = torch.ones(size, size, dtype=torch.bool, device=items.device).triu(1)
+        hidden = later | (items == 0)[:, None, None, :]
+        return torch.zeros(hidden.shape, dtype=dtype, device=items.device).masked_fill_(hidden, HIDDEN)
+
+
+class Block(nn.Module):
+    """Multi-head causal attention, then a feed-forward network, both with residual sum and LayerNorm behind."""
+
+    def __init__(self, dim: int, heads: int, inner_dim: int, dropout: float, attention_dropout: float) -> None:
+        super().__init__()
+        self.heads, self.attention_dropout = heads, attention_dropout
+        self.qkv = nn.Linear(dim, 3 * dim)  # one product instead of three
+        self.out = nn.Linear(dim, dim)
+        self.attention_norm = nn.LayerNorm(dim, eps=1e-12)
+        self.inner = nn.Linear(dim, inner_dim)
+        self.outer = nn.Linear(inner_dim, dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-12)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        """Map states ``(B, T, d)`` to states ``(B, T, d)``."""
+        batch, length, dim = states.shape
+        query, key, value = self.qkv(states).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=self.attention_dropout if self.training else 0.0,
+            is_causal=mask is None,
+        )
+        attended = self.out(attended.transpose(1, 2).reshape(batch, length, dim))
+        states = self.attention_norm(states + self.dropout(attended))
+        out: Tensor = self.norm(states + self.dropout(self.outer(F.gelu(self.inner(states)))))
+        return out
+
+
+class GRU4Rec(SequenceEncoder):
+    """A gated recurrent network over a history (Hidasi et al. 2016, arXiv 1511.06939), in the form of RecBole.
+
+    ``Dropout(E[item])``, a GRU without biases, and a linear map back to the width of the item table.
+
+    Args:
+        num_items: items of the catalogue; ``None`` waits for :meth:`setup`.
+        dim: width ``d`` of item vectors and states.
+        hidden_dim: width of the recurrent state.
+        layers: recurrent layers.
+        max_length: longest history that is read.
+        dropout: of the embeddings.
+
+    Raises:
+        ValueError: a size below 1, or a dropout outside [0, 1).
+    """
+
+    shares_prefixes = True
+
+    def __init__(
+        self,
+        num_items: int | None = None,
+        dim: int = 64,
+        hidden_dim: int = 128,
+        layers: int = 1,
+        max_length: int = 50,
+        dropout: float = 0.3,
+    ) -> None:
+        super().__init__(num_items, dim, max_length)
+        if min(hidden_dim, layers) < 1 or not 0 <= dropout < 1:
+            raise ValueError(
+                f"GRU4Rec: hidden_dim={hidden_dim}, layers={layers}, dropout={dropout}; give sizes of 1 or more and a "
+                "dropout in [0, 1)."
+            )
+        self.config |= {
+            "dim": dim,
+            "hidden_dim": hidden_dim,
+            "layers": layers,
+            "max_length": max_length,
+            "dropout": dropout,
+        }
+        self.dropout = nn.Dropout(dropout)
+        self.gru = nn.GRU(dim, hidden_dim, layers, bias=False, batch_first=True)
+        self.out = nn.Linear(hidden_dim, dim)
+        for weight in self.gru.parameters():
+            nn.init.xavier_uniform_(weight)
+
+    def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
+        """Return the states ``(B, T, d)`` after every item of histories ``items`` ``(B, T)`` of ``lengths`` ``(B,)``.
+
+        Raises:
+            ValueError: shapes or dtypes are not those, or T is above ``max_length``.
+        """
+        self.check(items, lengths)
+        out: Tensor = self.out(self.gru(self.dropout(self.item_embedding(items)))[0])
+        return out
+
+
+def _initialise(module: nn.Module) -> None:
+    """N(0, 0.02) for every matrix, the padding row of the item table included, as the published code has it."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

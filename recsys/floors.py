@@ -1,0 +1,165 @@
+"""Floors: recommenders of a few lines that a trained model must beat before its numbers mean anything.
+
+Each counts on training histories and needs no more than seconds. Scores are in float64, so that tie-breaks survive.
+"""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import scipy.sparse as sparse
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recsys.data import Sequences
+
+Array: TypeAlias = NDArray[Any]
+TIE_BREAK = 1e-6  # of popularity, against one transition
+
+
+class Popularity:
+    """Every history gets the items that occur most often in training."""
+
+    counts: Array | None = None
+
+    def fit(self, train: Sequences, num_items: int) -> "Popularity":
+        """Count the items of training histories.
+
+        Args:
+            train: row per user.
+            num_items: size of the catalogue.
+
+        Raises:
+            ValueError: an item is not in the catalogue.
+        """
+        self.counts = _counts(train, num_items)
+        return self
+
+    def score(self, histories: Sequences) -> Tensor:
+        """Counts of all items, ``(B, num_items + 1)`` float64."""
+        return torch.from_numpy(_fitted(self, self.counts)).expand(len(histories), -1)
+
+
+class MarkovChain:
+    """The item that most often followed the last one in training; popularity decides among equals.
+
+    ``score(j) = number of transitions last -> j + 1e-6 * count of j``.
+    """
+
+    counts: Array | None = None
+    transitions: Any = (
+        None  # (num_items + 1, num_items + 1) CSR: how often the column's item followed the row's
+    )
+
+    def fit(self, train: Sequences, num_items: int) -> "MarkovChain":
+        """Count the transitions between neighbours in training histories.
+
+        Args:
+            train: row per user.
+            num_items: size of the catalogue.
+
+        Raises:
+            ValueError: an item is not in the catalogue.
+        """
+        self.counts = _counts(train, num_items)
+        follows = np.ones(max(len(train.items) - 1, 0), bool)
+        inner = train.offsets[1:-1]
+        follows[inner[(inner > 0) & (inner < len(train.items))] - 1] = False  # not across users
+        pairs = (train.items[:-1][follows], train.items[1:][follows])
+        shape = (num_items + 1, num_items + 1)
+        self.transitions = sparse.csr_matrix((np.ones(len(pairs[0])), pairs), shape)
+        return self
+
+    def score(self, histories: Sequences) -> Tensor:
+        """Transition counts from each history's last item, ``(B, num_items + 1)`` float64."""
+        scores = _fitted(self, self.transitions)[self._last(histories)].toarray()
+        scores += TIE_BREAK * _fitted(self, self.counts)
+        return torch.from_numpy(scores)
+
+    def probabilities(self, histories: Sequences) -> Tensor:
+        """Share of each item among the transitions from the history's last item.
+
+        Returns:
+            ``(B, num_items + 1)`` float64; rows add up to 1, or are 0 if nothing followed that item in training.
+        """
+        rows = _fitted(self, self.transitions)[self._last(histories)].toarray()
+        return torch.from_numpy(rows / np.maximum(rows.sum(1, keepdims=True), 1))
+
+    def _last(self, histories: Sequences) -> Array:
+        """Last items ``(B,)``; 0, which nothing follows, for an empty history."""
+        last = np.zeros(len(histories), np.int64)
+        filled = histories.lengths > 0
+        last[filled] = histories.items[histories.offsets[1:][filled] - 1]
+        return last
+
+
+class ItemKNN:
+    """Items whose users are those of the history's items, recent ones first.
+
+    ``score(j) = sum over the history of recency^age * cos(i, j)``, where ``cos(i, j)`` is the share of common users
+    ``|U_i & U_j| / sqrt(|U_i| |U_j|)``, 0 for i = j, and the last item has age 0 (Sarwar et al. 2001, "Item-based
+    collaborative filtering recommendation algorithms", WWW; with decaying weights, and all items as neighbours).
+
+    Args:
+        recency: weight of an item over that of the next one, in (0, 1].
+
+    Raises:
+        ValueError: ``recency`` out of its range.
+    """
+
+    similarity: Any = None  # (num_items + 1, num_items + 1) CSR
+
+    def __init__(self, recency: float = 0.8) -> None:
+        if not 0 < recency <= 1:
+            raise ValueError(f"ItemKNN: recency={recency}; give a weight in (0, 1].")
+        self.recency = recency
+
+    def fit(self, train: Sequences, num_items: int) -> "ItemKNN":
+        """Compare the users of all pairs of items that have a user in common.
+
+        Args:
+            train: row per user.
+            num_items: size of the catalogue.
+
+        Raises:
+            ValueError: an item is not in the catalogue.
+        """
+        _counts(train, num_items)
+        users = np.repeat(np.arange(len(train)), train.lengths)
+        shape = (len(train), num_items + 1)
+        bought = sparse.csr_matrix((np.ones(len(users)), (users, train.items)), shape)
+        bought.sum_duplicates()
+        bought.data[:] = 1  # a user counts once, however often they came back
+        common = (bought.T @ bought).tocoo()
+        size = np.sqrt(np.maximum(np.asarray(bought.sum(axis=0)).ravel(), 1))
+        cosine = common.data / (size[common.row] * size[common.col])
+        cosine[common.row == common.col] = 0
+        self.similarity = sparse.csr_matrix((cosine, (common.row, common.col)), common.shape)
+        self.similarity.eliminate_zeros()
+        return self
+
+    def score(self, histories: Sequences) -> Tensor:
+        """Weighted similarity of all items to each history, ``(B, num_items + 1)`` float64."""
+        similarity = _fitted(self, self.similarity)
+        rows = np.repeat(np.arange(len(histories)), histories.lengths)
+        age = histories.offsets[1:][rows] - 1 - np.arange(len(rows))
+        shape = (len(histories), similarity.shape[0])
+        weights = sparse.csr_matrix((self.recency**age, (rows, histories.items)), shape)
+        return torch.from_numpy((weights @ similarity).toarray())
+
+
+def _fitted(floor: object, learnt: Any) -> Any:
+    if learnt is None:
+        name = type(floor).__name__
+        raise RuntimeError(f"{name}: nothing was counted yet; call {name}().fit(train, num_items) first.")
+    return learnt
+
+
+def _counts(train: Sequences, num_items: int) -> Array:
+    """How often each item occurs, ``(num_items + 1,)`` float64."""
+    if train.items.size and not 1 <= train.items.min() <= train.items.max() <= num_items:
+        raise ValueError(
+            f"training items are {train.items.min()} to {train.items.max()}, num_items={num_items}; items must be 1 to "
+            "num_items."
+        )
+    return np.bincount(train.items, minlength=num_items + 1).astype(np.float64)

@@ -1,0 +1,684 @@
+"""Recommending with a trained encoder: histories in, items out, under the callers' own ids.
+
+    recommender = Recommender.from_model(encoder, data)
+    recommender.save("recommender")
+    ids, scores, *_ = Recommender.load("recommender").recommend(["soap", "brush"], k=10)
+
+A score is the inner product of the state after a history with an item's vector, so the best items are nearest
+neighbours; they come from :class:`contrastive.retrieval.Index`, exactly unless another index is asked for.
+"""
+
+import copy
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from contrastive import load_encoder, save_encoder
+from contrastive.retrieval import Index
+from contrastive.retrieval.folder import checksum
+from contrastive.retrieval.metadata import Metadata
+from recsys.data import SequenceData, Sequences
+from recsys.encoders import GRU4Rec, SASRec, SequenceEncoder
+from recsys.semantic import attribute_vectors
+
+Array: TypeAlias = NDArray[Any]
+Id: TypeAlias = int | str
+Cold: TypeAlias = Literal["raise", "popular"]
+Folder: TypeAlias = str | os.PathLike[str]
+
+RECORD, KIND, VERSION = "recommender.json", "recommender", 1
+_BUILT_BY_NAME: dict[str, type[SequenceEncoder]] = {"SASRec": SASRec, "GRU4Rec": GRU4Rec}
+_CHUNK = 256  # histories of similar length that are encoded, and searched for, at a time
+_OWN_COLUMNS = ("item", "code", "title", "count", "attributes")
+
+
+class Recommendation(NamedTuple):
+    """The best items for one history, best first.
+
+    Attributes:
+        ids: at most ``k`` ids of the caller's; fewer only where no more items were allowed.
+        scores: ``(len(ids),)`` float32, falling; counts of interactions if ``cold``.
+        skipped: entries of the history that are no items of the recommender and were passed over.
+        cold: whether nothing in the history was known, and these are the most popular items.
+    """
+
+    ids: list[Id]
+    scores: Array
+    skipped: int
+    cold: bool
+
+
+class Recommender:
+    """A trained encoder with its items in an index. Make one with :meth:`from_model` or :meth:`load`.
+
+    Args:
+        encoder: reads histories of codes; see :class:`~recsys.encoders.SequenceEncoder`.
+        index: item vectors under the codes ``1..num_items``, with the columns ``item`` (the caller's id), ``code``,
+            ``title``, ``count`` (of interactions), ``attributes``, and any others to filter by.
+        max_length: last items of a history that are read, as many as in training.
+        data_fingerprint: of the interactions that the encoder was trained on.
+        histories: histories of known users, by user id.
+    """
+
+    def __init__(
+        self,
+        encoder: SequenceEncoder,
+        index: Index,
+        max_length: int,
+        data_fingerprint: str | None = None,
+        histories: tuple[list[Id], Sequences] | None = None,
+    ) -> None:
+        table = index.metadata
+        if table is None or index.ids.tolist() != list(range(1, encoder.num_items + 1)):
+            raise ValueError(
+                f"Recommender: the encoder has {encoder.num_items} items, the index {len(index)}; give an index of all "
+                "items under their codes, with columns."
+            )
+        self.encoder, self.index, self.max_length = encoder.eval(), index, max_length
+        self.data_fingerprint = data_fingerprint
+        self._ids: list[Any] = [None, *table["item"].to_pylist()]
+        self._codes: dict[Any, int] = {item: code for code, item in enumerate(self._ids) if code}
+        self._counts = np.concatenate([[0], table["count"].to_numpy()])
+        self._histories = histories
+        self._user_rows = {} if histories is None else {user: row for row, user in enumerate(histories[0])}
+        self._exact: Index | None = None
+
+    # ------------------------------------------------------------------ making one
+
+    @classmethod
+    def from_model(
+        cls,
+        encoder: SequenceEncoder,
+        data: SequenceData,
+        *,
+        max_length: int | None = None,
+        factory: str = "Flat",
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        histories: bool = False,
+        seed: int = 0,
+    ) -> "Recommender":
+        """Put a copy of a trained encoder, and the items of the data that it was trained on, together.
+
+        Args:
+            encoder: on any device; the copy is on the CPU.
+            data: whose codes the encoder knows; texts, attributes and counts are taken over.
+            max_length: last items of a history that are read, as many as in training; the encoder's by default.
+            factory: ``"Flat"`` is exact; ``"auto"`` or a factory string of FAISS, see
+                :class:`contrastive.retrieval.Index`.
+            columns: further columns to filter by, a value for each of ``data.item_ids[1:]``.
+            histories: keep the users' histories too, for :meth:`history`.
+            seed: of the sample that an approximate index is trained on.
+
+        Raises:
+            ValueError: encoder and data have different numbers of items, ``max_length`` is out of range, or a column
+                has another length or one of the recommender's own names.
+        """
+        longest = encoder.max_length if max_length is None else max_length
+        if encoder.num_items != data.num_items or not 1 <= longest <= encoder.max_length:
+            raise ValueError(
+                f"Recommender.from_model: the encoder has {encoder.num_items} items and reads {encoder.max_length}, "
+                f"the data have {data.num_items}, max_length is {max_length}; give the data that the encoder was "
+                f"trained on, and a max_length of 1 to {encoder.max_length}."
+            )
+        copied = copy.deepcopy(encoder).cpu()
+        count = data.num_items
+        names = None if data.attribute_ids is None else data.attribute_ids.tolist()
+        has = (
+            [[] for _ in range(count)]
+            if data.attributes is None
+            else [
+                [str(names[a] if names else a) for a in data.attributes[code].tolist()]
+                for code in range(1, count + 1)
+            ]
+        )
+        table = _item_table(
+            data.item_ids[1:].tolist(),
+            np.arange(1, count + 1),
+            [None] * count if data.texts is None else data.texts[1:],
+            np.bincount(data.sequences.items, minlength=count + 1)[1:],
+            has,
+            columns,
+            "Recommender.from_model",
+        )
+        with torch.no_grad():
+            vectors = copied.item_vectors()[1:].detach().float()
+        index = Index.build(
+            vectors,
+            np.arange(1, count + 1),
+            metric="dot",
+            factory=factory,
+            metadata=table,
+            keep_vectors=True,
+            seed=seed,
+        )
+        kept = (data.user_ids.tolist(), data.sequences) if histories else None
+        return cls(copied, index, longest, data.fingerprint, kept)
+
+    # ------------------------------------------------------------------ what is in it
+
+    def __len__(self) -> int:
+        """Number of items."""
+        return len(self.index)
+
+    def __contains__(self, item: Id) -> bool:
+        """Whether there is an item of this id."""
+        return item in self._codes
+
+    @property
+    def ids(self) -> list[Id]:
+        """Ids of all items, in the order of their codes."""
+        return self._ids[1:]
+
+    def titles(self, ids: Iterable[Id]) -> list[str | None]:
+        """Texts of items.
+
+        Raises:
+            KeyError: there is no such item.
+        """
+        table = self.index.columns(np.array([self._code(item, "titles") for item in ids], np.int64))
+        return [] if table is None else cast(list[str | None], table["title"].to_pylist())
+
+    def parse(self, text: str) -> Id:
+        """The id that a word on a command line means: an integer where ids here are integers.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if isinstance(self._ids[1], str):
+            return text
+        try:
+            return int(text)
+        except ValueError:
+            raise ValueError(f"recommend: ids here are integers like {self._ids[1]}, got {text!r}.") from None
+
+    @property
+    def users(self) -> list[Id]:
+        """Ids of the users whose histories were kept."""
+        return list(self._user_rows)
+
+    def history(self, user: Id) -> list[Id]:
+        """The history of a known user, oldest item first.
+
+        Raises:
+            KeyError: there is no such user, or no histories were kept.
+        """
+        if self._histories is None or user not in self._user_rows:
+            known = (
+                "no histories were kept"
+                if self._histories is None
+                else f"{len(self._user_rows)} users are known"
+            )
+            raise KeyError(f"history: there is no user {user!r}; {known}.")
+        return [self._ids[code] for code in self._histories[1][self._user_rows[user]].tolist()]
+
+    def _code(self, item: Id, call: str) -> int:
+        if item not in self._codes:
+            raise KeyError(
+                f"{call}: there is no item {item!r} among the {len(self)}; ids are like {self._ids[1]!r}."
+            )
+        return self._codes[item]
+
+    # ------------------------------------------------------------------ recommending
+
+    def recommend(
+        self,
+        histories: Sequence[Any] | Array,
+        k: int = 10,
+        *,
+        exclude_seen: bool = False,
+        filter: Iterable[Id] | Mapping[str, Any] | None = None,
+        cold: Cold = "raise",
+    ) -> Any:
+        """The items that come next, for one history or for many.
+
+        With an exact index this is the full ranking of all items, cut at ``k``.
+
+        Args:
+            histories: ids of items, oldest first; or a list of such lists. Entries that are no items here are passed
+                over and counted.
+            k: number of items.
+            exclude_seen: leave out all items of the history.
+            filter: recommend only these ids; or only items whose columns meet conditions, see
+                :meth:`contrastive.retrieval.Index.search`.
+            cold: what to do with a history in which no item is known: ``"raise"``, or take the most ``"popular"`` ones
+                (of equally popular ones in the order of :attr:`ids`).
+
+        Returns:
+            A :class:`Recommendation`, or a list of them for many histories.
+
+        Raises:
+            TypeError: histories that are no list.
+            ValueError: k below 1, a filter that does not fit the columns, an unknown ``cold``, or, unless that is
+                ``"popular"``, a history with nothing known in it.
+        """
+        if k < 1 or cold not in ("raise", "popular"):
+            raise ValueError(
+                f"recommend: k={k}, cold={cold!r}; give a k of 1 or more, and 'raise' or 'popular'."
+            )
+        if not _is_list(histories):
+            raise TypeError(
+                f"recommend: histories is {histories!r}; give a list of ids, or a list of such lists."
+            )
+        single = not (len(histories) and _is_list(histories[0]))
+        rows: list[Sequence[Any]] = [histories] if single else list(histories)  # type: ignore[list-item]
+        find = self._codes.get
+        known = [[code for item in row if (code := find(item)) is not None] for row in rows]
+        skipped = [len(row) - len(codes) for row, codes in zip(rows, known, strict=True)]
+        allowed = filter if filter is None or isinstance(filter, Mapping) else {"item": list(filter)}
+        # Histories of similar length together: little padding, and no more neighbours than the longest of them needs.
+        order = sorted(range(len(rows)), key=lambda row: len(known[row]))
+        empty = sum(not codes for codes in known)
+        if empty and cold == "raise":
+            first = min(order[:empty])
+            raise ValueError(
+                f"recommend: {empty} of {len(rows)} histories hold no known item, the first at {first}: "
+                f"{list(rows[first])[:3]}; ids here are like {self._ids[1]!r}. Leave it out, or pass cold='popular'."
+            )
+        results: dict[int, Recommendation] = {}
+        if empty:
+            ids, scores = self._most_popular(k, allowed)
+            results = {
+                row: Recommendation(list(ids), scores.copy(), skipped[row], True) for row in order[:empty]
+            }
+        for start in range(empty, len(order), _CHUNK):
+            chunk = order[start : start + _CHUNK]
+            found = self._best([known[row] for row in chunk], k, exclude_seen, allowed)
+            for row, (codes, scores) in zip(chunk, found, strict=True):
+                ids = [self._ids[code] for code in codes.tolist()]
+                results[row] = Recommendation(ids, scores, skipped[row], False)
+        return results[0] if single else [results[row] for row in range(len(rows))]
+
+    def _best(
+        self, known: list[list[int]], k: int, exclude_seen: bool, filter: Mapping[str, Any] | None
+    ) -> list[tuple[Array, Array]]:
+        """Codes and scores for histories of codes, none of them empty."""
+        states = self._encode(known)
+        seen = known if exclude_seen else [[] for _ in known]
+        fetch = min(k + max(len(set(row)) for row in seen), len(self))
+        results = _without(*self.index.search(states, fetch, filter), seen, k)
+        short = [row for row, (codes, _) in enumerate(results) if len(codes) < k]
+        if short and not self.index.exact:  # an approximate search may come back with less than there is
+            if self._exact is None:
+                vectors, codes = self.index.reconstruct(self.index.ids), self.index.ids
+                self._exact = Index.build(
+                    vectors, codes, metric="dot", factory="Flat", metadata=self.index.metadata
+                )
+            found = self._exact.search(states[short], fetch, filter)
+            for row, result in zip(short, _without(*found, [seen[row] for row in short], k), strict=True):
+                results[row] = result
+        return results
+
+    def _encode(self, known: list[list[int]]) -> Tensor:
+        """States ``(B, d)`` after histories of codes."""
+        read = [row[-self.max_length :] for row in known]
+        lengths = [len(row) for row in read]
+        longest = max(lengths)
+        items = torch.tensor([row + [0] * (longest - len(row)) for row in read])
+        with torch.inference_mode():
+            states: Tensor = self.encoder(items, torch.tensor(lengths))
+            return states[torch.arange(len(read)), torch.tensor(lengths) - 1]
+
+    def _most_popular(self, k: int, filter: Mapping[str, Any] | None) -> tuple[list[Id], Array]:
+        allowed = np.arange(1, len(self._ids))
+        if filter is not None:
+            allowed = allowed[Metadata(self.index.metadata).mask(filter, "recommend")]
+        best = allowed[np.argsort(-self._counts[allowed], kind="stable")[:k]]
+        return [self._ids[code] for code in best.tolist()], self._counts[best].astype(np.float32)
+
+    # ------------------------------------------------------------------ new items
+
+    def add_items(
+        self,
+        ids: Sequence[Id],
+        *,
+        vectors: Tensor | Array | None = None,
+        like: Mapping[Id, Sequence[Id]] | None = None,
+        attributes: Mapping[Id, Sequence[Any]] | None = None,
+        titles: Sequence[str | None] | None = None,
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        neighbours: int = 10,
+    ) -> None:
+        """Take up items that the encoder was not trained on: they are recommended, and read in histories.
+
+        A new item starts in the middle of items that it resembles: its vector is the mean of their vectors, brought to
+        the median length of all item vectors, since a mean is shorter than what it is of and would be scored too low.
+        No weight of a known item changes.
+
+        Args:
+            ids: n new ids, of the kind of those here.
+            vectors: ``(n, d)`` to use as they are. Give this, ``like`` or ``attributes``.
+            like: for each new id, known ids that it resembles.
+            attributes: for each new id its attributes, as in the training data (compared as text); it resembles the
+                ``neighbours`` known items whose attributes are closest by :func:`~recsys.semantic.attribute_vectors`.
+            titles: a text or None for each.
+            columns: a value for each, of each further column that the recommender has.
+            neighbours: see ``attributes``.
+
+        Raises:
+            KeyError: ``like`` names an unknown item, or has nothing on a new one.
+            TypeError: the encoder has no ``item_embedding`` that could grow, or ids are of another kind.
+            ValueError: an id is here already or stands twice, none or several of the sources are given, shapes do not
+                fit, or no known item has an attribute in common with a new one. Then nothing has changed.
+        """
+        new = list(ids)
+        if not isinstance(getattr(self.encoder, "item_embedding", None), nn.Embedding):
+            raise TypeError(
+                f"add_items: {type(self.encoder).__name__} has no item_embedding to grow; derive it from "
+                "SequenceEncoder."
+            )
+        kind = str if isinstance(self._ids[1], str) else int
+        if not all(isinstance(item, kind) for item in new):
+            raise TypeError(
+                f"add_items: ids here are like {self._ids[1]!r}, given are {new[:3]}; give {kind.__name__}s."
+            )
+        here = [item for item in new if item in self._codes]
+        if here or len(set(new)) < len(new) or not new:
+            raise ValueError(
+                f"add_items: {len(new)} ids, {len(set(new))} different ones, {len(here)} of them here already; give "
+                "new ids, each once."
+            )
+        if sum(source is not None for source in (vectors, like, attributes)) != 1:
+            raise ValueError("add_items: give one of vectors, like and attributes.")
+        if titles is not None and len(titles) != len(new):
+            raise ValueError(
+                f"add_items: {len(titles)} titles for {len(new)} ids; give one, or None, for each."
+            )
+        has = [[str(a) for a in (attributes or {}).get(item, [])] for item in new]
+        if vectors is not None:
+            rows = torch.as_tensor(vectors, dtype=torch.float32)
+        elif like is not None:
+            rows = self._mean([self._resembling(item, like) for item in new])
+        else:
+            rows = self._mean(self._closest_by_attributes(new, has, neighbours))
+        if rows.shape != (len(new), self.encoder.dim):
+            raise ValueError(
+                f"add_items: vectors have the shape {tuple(rows.shape)}; expected {(len(new), self.encoder.dim)}."
+            )
+        codes = np.arange(len(self._ids), len(self._ids) + len(new))
+        counts = np.zeros(len(new), np.int64)
+        table = _item_table(new, codes, titles or [None] * len(new), counts, has, columns, "add_items")
+        self.index.add(rows, codes, table)
+        self._grow_encoder(rows)
+        self._ids += new
+        self._codes.update(zip(new, codes.tolist(), strict=True))
+        self._counts = np.concatenate([self._counts, counts])
+        self._exact = None
+
+    def _resembling(self, item: Id, like: Mapping[Id, Sequence[Id]]) -> list[int]:
+        if not like.get(item):
+            raise KeyError(f"add_items: like has no items for {item!r}; name one or more that it resembles.")
+        return [self._code(other, "add_items") for other in like[item]]
+
+    def _closest_by_attributes(self, new: list[Id], has: list[list[str]], neighbours: int) -> list[list[int]]:
+        """Codes of the known items that are closest to each new one, at most ``neighbours``."""
+        if neighbours < 1:
+            raise ValueError(f"add_items: neighbours is {neighbours}; give 1 or more.")
+        table = self.index.metadata
+        assert table is not None
+        known: list[list[str]] = table["attributes"].to_pylist()
+        numbers = {name: number for number, name in enumerate(sorted({a for row in known for a in row}))}
+        rows = [[numbers[a] for a in row if a in numbers] for row in (*known, *has)]
+        vectors = attribute_vectors(Sequences.from_lists(rows), len(numbers))
+        close = (vectors[len(known) :] @ vectors[: len(known)].T).toarray()
+        found = []
+        for item, row in zip(new, close, strict=True):
+            best = np.argsort(-row, kind="stable")[:neighbours]
+            best = best[row[best] > 0]
+            if not len(best):
+                raise ValueError(
+                    f"add_items: no known item shares an attribute with {item!r} that tells items apart; give like or "
+                    "vectors instead."
+                )
+            found.append((best + 1).tolist())
+        return found
+
+    def _mean(self, resembling: list[list[int]]) -> Tensor:
+        """Means of item vectors ``(n, d)``, of the median length of an item vector."""
+        vectors = self.encoder.item_vectors().detach().float()
+        means = torch.stack([vectors[codes].mean(0) for codes in resembling])
+        typical = vectors[1:].norm(dim=1).median()
+        scaled: Tensor = means * (typical / means.norm(dim=1, keepdim=True).clamp(min=1e-12))
+        return scaled
+
+    def _grow_encoder(self, rows: Tensor) -> None:
+        table = self.encoder.item_embedding
+        table.weight = nn.Parameter(torch.cat([table.weight.detach(), rows.to(table.weight.dtype)]))
+        table.num_embeddings = len(table.weight)
+        self.encoder.num_items = self.encoder.config["num_items"] = len(table.weight) - 1
+
+    # ------------------------------------------------------------------ on disk
+
+    def save(self, folder: Folder) -> Path:
+        """Write the recommender to a folder, in place of one that is there: encoder, index, and histories if any.
+
+        Whatever happens meanwhile, the folder holds the old recommender or the new one; nothing in it can execute.
+
+        Raises:
+            FileExistsError: the folder holds something else.
+        """
+        path = Path(folder)
+        record_file = path / RECORD
+        if path.is_dir() and not record_file.is_file():
+            others = [name for name in os.listdir(path) if not name.startswith(("files-", "."))]
+            if others:
+                raise FileExistsError(
+                    f"{path} holds {sorted(others)[:3]} and no {RECORD}; it is not overwritten: give another folder."
+                )
+        files = path / f"files-{secrets.token_hex(8)}"
+        files.mkdir(parents=True)
+        try:
+            save_encoder(self.encoder, files / "encoder")
+            self.index.save(files / "index")
+            record = {
+                "kind": KIND,
+                "version": VERSION,
+                "folder": files.name,
+                "items": len(self),
+                "max_length": self.max_length,
+                "encoder": json.loads((files / "encoder" / "encoder.json").read_text(encoding="utf-8"))[
+                    "fingerprint"
+                ],
+                "data": self.data_fingerprint,
+                "histories": None,
+            }
+            if self._histories is not None:
+                users, sequences = self._histories
+                items = pa.LargeListArray.from_arrays(sequences.offsets, sequences.items)
+                pq.write_table(pa.table({"user": users, "items": items}), files / "histories.parquet")
+                record["histories"] = checksum(files / "histories.parquet")
+            temporary = path / f".{RECORD}.{files.name}"
+            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            os.replace(temporary, record_file)
+        except BaseException:
+            shutil.rmtree(files, ignore_errors=True)
+            raise
+        for old in path.glob("files-*"):  # also of writers that were killed
+            if old.name != files.name:
+                shutil.rmtree(old, ignore_errors=True)
+        return path
+
+    @classmethod
+    def load(cls, folder: Folder, encoder: SequenceEncoder | None = None) -> "Recommender":
+        """Read a saved recommender.
+
+        Args:
+            folder: where it was saved, or that of a run, which holds one as ``recommender/``.
+            encoder: to load the weights into; needed for a class that is not ours, which is never looked up by the name
+                in a file.
+
+        Raises:
+            FileNotFoundError: there is no recommender.
+            ValueError: a file is damaged or missing, the parts do not belong together, or it is of another version.
+        """
+        path = Path(folder)
+        if not (path / RECORD).is_file():
+            path = path / "recommender"
+        if not (path / RECORD).is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no {RECORD}, directly or in recommender/; give the folder of Recommender.save, or "
+                "that of a run that wrote one."
+            )
+        try:
+            record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+            kind, version = record["kind"], record["version"]
+            files = path / Path(record["folder"]).name
+            max_length, fingerprint, histories = (
+                record[name] for name in ("max_length", "data", "histories")
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path / RECORD} is damaged ({error}); save or copy the recommender again."
+            ) from error
+        if kind != KIND or version != VERSION:
+            raise ValueError(
+                f"{path / RECORD} is of kind {kind!r} and version {version}; this library reads {KIND!r} {VERSION}."
+            )
+        loaded = load_encoder(
+            files / "encoder", _empty_encoder(files / "encoder") if encoder is None else encoder
+        )
+        made = cast(SequenceEncoder, loaded)
+        kept = None
+        if histories is not None:
+            file = files / "histories.parquet"
+            if not file.is_file() or checksum(file) != histories:
+                raise ValueError(f"{file} is missing or damaged; save or copy the recommender again.")
+            table = pq.read_table(file).combine_chunks()
+            lists = table["items"].combine_chunks()
+            kept = (
+                table["user"].to_pylist(),
+                Sequences(lists.flatten().to_numpy(), lists.offsets.to_numpy()),
+            )
+        return cls(made, Index.load(files / "index"), max_length, fingerprint, kept)
+
+
+def _empty_encoder(folder: Path) -> SequenceEncoder:
+    """An encoder of ours with the recorded arguments, for weights to be loaded into."""
+    file = folder / "encoder.json"
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+        name, config = description["class"], description["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} is missing or damaged ({error}); save or copy the recommender again."
+        ) from error
+    if name not in _BUILT_BY_NAME:
+        raise ValueError(
+            f"{file} describes a {name!r}; only {', '.join(_BUILT_BY_NAME)} are built by name: make yours and call "
+            f"Recommender.load(folder, encoder={name}(...))."
+        )
+    try:
+        return _BUILT_BY_NAME[name](**config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file} has arguments that do not build a {name} ({error}); it is of another version: use that, or pass "
+            "encoder=..."
+        ) from error
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
+
+
+def _item_table(
+    items: list[Id],
+    codes: Array,
+    titles: Sequence[str | None],
+    counts: Array,
+    attributes: list[list[str]],
+    columns: Mapping[str, Sequence[Any]] | None,
+    call: str,
+) -> pa.Table:
+    clash = [name for name in columns or {} if name in (*_OWN_COLUMNS, "id")]
+    if clash:
+        raise ValueError(f"{call}: columns has {clash[0]!r}, which the recommender has itself; rename it.")
+    for name, values in (columns or {}).items():
+        if len(values) != len(items):
+            raise ValueError(
+                f"{call}: column {name!r} has {len(values)} values for {len(items)} items; give one each."
+            )
+    own = {
+        "item": pa.array(items),
+        "code": pa.array(codes, pa.int64()),
+        "title": pa.array(titles, pa.string()),
+        "count": pa.array(counts, pa.int64()),
+        "attributes": pa.array(attributes, pa.list_(pa.string())),
+    }
+    return pa.table({**own, **{name: pa.array(list(values)) for name, values in (columns or {}).items()}})
+
+
+def _without(scores: Array, codes: Array, seen: list[list[int]], k: int) -> list[tuple[Array, Array]]:
+    """The first ``k`` codes of each row that were found and not seen, with their scores."""
+    kept = codes > 0
+    if any(seen):
+        width = int(codes.max(initial=0)) + 1
+        rows = np.arange(len(codes))[:, None] * width
+        gone = np.concatenate(
+            [[row * width + c for c in codes if c < width] for row, codes in enumerate(seen)]
+        )
+        kept &= ~np.isin(rows + codes, gone)
+    return [(c[m][:k], s[m][:k]) for c, s, m in zip(codes, scores, kept, strict=True)]
+
+
+# ---------------------------------------------------------------------- from the command line
+
+
+def recommend_items(
+    model: Folder,
+    history: list[str] | None = None,
+    user: str | None = None,
+    k: int = 10,
+    exclude_seen: bool = False,
+    filter: dict[str, Any] | None = None,
+    cold: Cold = "raise",
+) -> list[dict[str, Any]]:
+    """Recommend what comes next after a history.
+
+    Args:
+        model: folder of a saved recommender, or of a run that has one.
+        history: ids of items, oldest first.
+        user: id of a user whose history was saved with the recommender, instead.
+        k: number of items.
+        exclude_seen: leave out the items of the history.
+        filter: column -> value or list of values; only items that meet all of them.
+        cold: where nothing in the history is known: ``raise``, or recommend the most ``popular`` items.
+
+    Returns:
+        For each item its ``score``, ``id`` and ``title``, best first.
+
+    Raises:
+        FileNotFoundError, ValueError: see :meth:`Recommender.load` and :meth:`Recommender.recommend`; or neither or
+            both of history and user are given, or there is no such user.
+    """
+    if (history is None) == (user is None):
+        raise ValueError("recommend: give either history, the ids of items, or user.")
+    recommender = Recommender.load(model)
+    if user is not None:
+        users = {str(known): known for known in recommender.users}
+        if user not in users:
+            raise ValueError(
+                f"recommend: there is no user {user!r} among the {len(users)} whose histories were kept."
+            )
+        items: list[Id] = recommender.history(users[user])
+    else:
+        items = [recommender.parse(text) for text in history or []]
+    found: Recommendation = recommender.recommend(
+        items, k, exclude_seen=exclude_seen, filter=filter, cold=cold
+    )
+    if found.skipped:
+        print(f"{found.skipped} of {len(items)} ids of the history are not known and were passed over")
+    if found.cold:
+        print("nothing in the history is known: these are the most popular items")
+    titles = recommender.titles(found.ids)
+    rows = zip(found.scores.tolist(), found.ids, titles, strict=True)
+    return [{"score": score, "id": item, "title": title} for score, item, title in rows]
