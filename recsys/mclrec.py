@@ -14,14 +14,16 @@ Encoder and augmenters are trained alternately, each with the other held. ``r`` 
 negative (:func:`regulariser`); it needs only each row's maximum and sum.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from contrastive.similarity import gather, stream_rows
+from contrastive.similarity import gather, stream_rows, world_size
 from contrastive.similarity.distributed import average
+from contrastive.similarity.rows import DENSE_ENTRIES
 from recsys import augment
 from recsys.objectives import Head, Samples, encode_all, pair_contrast
 
@@ -58,16 +60,46 @@ def regulariser(first: Tensor, second: Tensor, temperature: float = 1.0) -> Tens
         return 0.0 * local.sum()
 
     def margins(similarity: Tensor, block: slice) -> Tensor:
-        own = torch.arange(block.start, block.stop, device=similarity.device)[:, None] + 2 * rows.start
-        partner = own ^ 1  # views of a sample stand beside each other
-        positives, itself = similarity.gather(1, partner), similarity.gather(1, own)
-        pair = torch.cat((own, partner), 1)
-        hardest = similarity.scatter(1, pair, -torch.inf).amax(1, keepdim=True)
-        negatives = (similarity.sum(1, keepdim=True) - positives - itself) / count
-        low, high = torch.minimum(positives, hardest), torch.maximum(positives, hardest)
-        return ((positives - low) + (high - negatives)).sum()
+        own = 2 * rows.start + block.start
+        places = torch.arange(own, own + len(similarity), device=similarity.device)[:, None]
+        positives = similarity.gather(1, places ^ 1)  # views of a sample stand beside each other
+        with torch.no_grad():  # which negative is the hardest
+            others = similarity.scatter(1, torch.cat((places, places ^ 1), 1), -torch.inf)
+            hardest_place = others.argmax(1, keepdim=True)
+        hardest = similarity.gather(1, hardest_place)
+        negatives = (similarity.sum(1, keepdim=True) - positives - similarity.gather(1, places)) / count
+        # max(p - lo, 0) is max(p - m, 0), for lo is the smaller one.
+        return (F.relu(positives - hardest) + torch.maximum(positives, hardest) - negatives).sum()
 
     return average(stream_rows(local, everyone, margins), len(local))
+
+
+def small_terms(pairs: Sequence[tuple[Tensor, Tensor]], temperature: float) -> tuple[Tensor, Tensor]:
+    """Sums over pairs of :func:`~recsys.objectives.pair_contrast` and :func:`regulariser`, from one product for all.
+
+    For batches whose matrices are small, where the number of operations is what takes time.
+
+    Args:
+        pairs: P pairs of ``(B, d)``.
+        temperature: of the regulariser.
+    """
+    views = torch.stack([torch.stack(pair, 1).flatten(0, 1) for pair in pairs])  # (P, 2B, d)
+    similarity = views @ views.mT
+    places = torch.arange(views.shape[1], device=views.device)
+    positives = similarity[:, places, places ^ 1]
+    own = torch.eye(len(places), dtype=torch.bool, device=views.device)
+    others = similarity.masked_fill(own, -torch.inf)
+    contrast = (others.logsumexp(2) - positives).mean(1).sum()
+    count = len(places) - 2
+    if not count:
+        return contrast, 0.0 * contrast
+    with torch.no_grad():  # which negative is the hardest
+        place = others.masked_fill(own[places ^ 1], -torch.inf).argmax(2, keepdim=True)
+    hardest = similarity.gather(2, place)[..., 0]
+    lengths = views.square().sum(2)
+    negatives = ((views * views.sum(1, keepdim=True)).sum(2) - positives - lengths) / count
+    margins = F.relu(positives - hardest) + torch.maximum(positives, hardest) - negatives
+    return contrast, margins.mean(1).sum() / temperature
 
 
 def set_regulariser(first: Tensor, second: Tensor) -> Tensor:
@@ -206,10 +238,14 @@ class MCLRec(Head):
         """Model term and weighted regulariser of encoded views ``(B, d)``."""
         z1, z2 = self.augmenters[0](h1), self.augmenters[1](h2)
         pairs = ((h1, z2), (h2, z1), (z1, z2))
+        per_row = bool(self.regulariser_weight) and self.margins == "row"
+        if per_row and world_size() == 1 and 4 * len(h1) ** 2 <= DENSE_ENTRIES:
+            contrast, margins = small_terms(pairs, self.temperature)
+            return contrast + self.regulariser_weight * margins
         loss = torch.stack([pair_contrast(a, b) for a, b in pairs]).sum()
-        if not self.regulariser_weight:
-            return loss
-        if self.margins == "set":
-            return loss + self.regulariser_weight * set_regulariser(z1, z2)
-        margins = torch.stack([regulariser(a, b, self.temperature) for a, b in pairs]).sum()
-        return loss + self.regulariser_weight * margins
+        if per_row:
+            margins = torch.stack([regulariser(a, b, self.temperature) for a, b in pairs]).sum()
+            return loss + self.regulariser_weight * margins
+        if self.regulariser_weight:
+            loss = loss + self.regulariser_weight * set_regulariser(z1, z2)
+        return loss

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contrastive.similarity import Gathered, gather, global_mean, logsumexp_cross, logsumexp_self
+from contrastive.similarity.rows import DENSE_ENTRIES
 from recsys import augment
 
 if TYPE_CHECKING:
@@ -154,11 +155,13 @@ def pair_contrast(
         views = F.normalize(views, dim=-1)
     rows = gather(views * temperature**-0.5)
     local, everyone = rows.local.flatten(0, 1), rows.all.flatten(0, 1)
-    if rows.all is rows.local:
-        everyone = local
-    candidates = logsumexp_self(Gathered(local, everyone, 2 * rows.start))
-    positives = (rows.local[:, 0] * rows.local[:, 1]).sum(-1)
-    return global_mean(candidates - positives.repeat_interleave(2))
+    positives = (rows.local[:, 0] * rows.local[:, 1]).sum(-1).repeat_interleave(2)
+    if len(local) * len(everyone) <= DENSE_ENTRIES:
+        logits = local @ everyone.T
+        logits.diagonal(2 * rows.start).fill_(-torch.inf)
+        return global_mean(logits.logsumexp(1) - positives)
+    own = local if rows.all is rows.local else everyone
+    return global_mean(logsumexp_self(Gathered(local, own, 2 * rows.start)) - positives)
 
 
 class CL4SRec(Head):

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -165,6 +166,37 @@ class Recommender:
         kept = (data.user_ids.tolist(), data.sequences) if histories else None
         return cls(copied, index, longest, data.fingerprint, kept)
 
+    @classmethod
+    def from_run(cls, run: Folder, *, factory: str = "Flat", histories: bool = True) -> "Recommender":
+        """Make the recommender of a training run, from its exported encoder and the data that its configuration names.
+
+        Args:
+            run: folder of the run, with ``config.yaml`` and ``encoder/``; the data must be where they were.
+            factory, histories: see :meth:`from_model`.
+
+        Raises:
+            FileNotFoundError: the run has no exported encoder, or its data are not there.
+            ValueError: a file is damaged, or the configuration names no :class:`~recsys.RecommenderData`.
+        """
+        from lightning.pytorch import LightningDataModule
+
+        from contrastive.evaluation.run import instantiate
+
+        path = Path(run)
+        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        part = config.get("data") if isinstance(config, dict) else None
+        module: Any = None
+        if isinstance(part, dict) and "class_path" in part:
+            module = instantiate(part, LightningDataModule)
+        if not isinstance(getattr(module, "data", None), SequenceData):
+            raise ValueError(
+                f"{path / 'config.yaml'} names no RecommenderData: this run trained no recommender."
+            )
+        encoder = cast(SequenceEncoder, load_encoder(path, _empty_encoder(path / "encoder")))
+        return cls.from_model(
+            encoder, module.data, max_length=module.max_length, factory=factory, histories=histories
+        )
+
     # ------------------------------------------------------------------ what is in it
 
     def __len__(self) -> int:
@@ -299,6 +331,26 @@ class Recommender:
                 results[row] = Recommendation(ids, scores, skipped[row], False)
         return results[0] if single else [results[row] for row in range(len(rows))]
 
+    def tune(self, histories: Sequence[Sequence[Id]], recall: float = 0.95, k: int = 10) -> dict[str, Any]:
+        """Let an approximate index search with the least effort that finds so many of the true best items.
+
+        Args:
+            histories: like those to come, some hundreds of them.
+            recall: share of the ``k`` best items that must be found, in (0, 1].
+            k: number of items.
+
+        Returns:
+            Effort, measured recall and queries per second, see :meth:`contrastive.retrieval.Index.tune`.
+
+        Raises:
+            ValueError: no history has a known item, or a recall out of range.
+        """
+        known = [[self._codes[item] for item in history if item in self._codes] for history in histories]
+        known = [codes for codes in known if codes]
+        if not known:
+            raise ValueError(f"tune: none of {len(histories)} histories holds a known item.")
+        return self.index.tune(recall, k, queries=self._encode(known))
+
     def _best(
         self, known: list[list[int]], k: int, exclude_seen: bool, filter: Mapping[str, Any] | None
     ) -> list[tuple[Array, Array]]:
@@ -430,7 +482,7 @@ class Recommender:
         numbers = {name: number for number, name in enumerate(sorted({a for row in known for a in row}))}
         rows = [[numbers[a] for a in row if a in numbers] for row in (*known, *has)]
         vectors = attribute_vectors(Sequences.from_lists(rows), len(numbers))
-        close = (vectors[len(known) :] @ vectors[: len(known)].T).toarray()
+        close = (vectors[len(known) :] @ vectors[: len(known)].T).toarray().round(12)  # so that ties are ties
         found = []
         for item, row in zip(new, close, strict=True):
             best = np.argsort(-row, kind="stable")[:neighbours]
@@ -513,7 +565,8 @@ class Recommender:
         """Read a saved recommender.
 
         Args:
-            folder: where it was saved, or that of a run, which holds one as ``recommender/``.
+            folder: where it was saved; or that of a run, which holds one as ``recommender/`` or from which it is made
+                by :meth:`from_run`.
             encoder: to load the weights into; needed for a class that is not ours, which is never looked up by the name
                 in a file.
 
@@ -521,13 +574,15 @@ class Recommender:
             FileNotFoundError: there is no recommender.
             ValueError: a file is damaged or missing, the parts do not belong together, or it is of another version.
         """
-        path = Path(folder)
+        path = next(
+            (p for p in (Path(folder), Path(folder) / "recommender") if (p / RECORD).is_file()), Path(folder)
+        )
         if not (path / RECORD).is_file():
-            path = path / "recommender"
-        if not (path / RECORD).is_file():
+            if (path / "config.yaml").is_file() and (path / "encoder").is_dir():
+                return cls.from_run(path)
             raise FileNotFoundError(
-                f"{folder} holds no {RECORD}, directly or in recommender/; give the folder of Recommender.save, or "
-                "that of a run that wrote one."
+                f"{folder} holds no {RECORD}, and no run with config.yaml and encoder/; give the folder of "
+                "Recommender.save, or that of a training run."
             )
         try:
             record = json.loads((path / RECORD).read_text(encoding="utf-8"))

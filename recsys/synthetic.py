@@ -40,6 +40,7 @@ class Made:
         texts: of each item, code 1 first.
         attributes: of each item, strings.
         clusters: ``(items,)`` cluster of each item.
+        tastes: ``(users,)`` 0 or 1, which ring a user follows.
     """
 
     items: Array
@@ -48,6 +49,7 @@ class Made:
     texts: list[str]
     attributes: list[list[str]]
     clusters: Array
+    tastes: Array
 
 
 def synthetic_histories(
@@ -124,4 +126,4 @@ def synthetic_histories(
         attributes.append([f"theme:{name}", f"maker:{name} {maker[i] + 1}", f"colour:{_COLOURS[colour[i]]}"])
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     times = 1_600_000_000 + np.cumsum(gaps, axis=1)
-    return Made(made[kept] + 1, offsets, times[kept], texts, attributes, of_item)
+    return Made(made[kept] + 1, offsets, times[kept], texts, attributes, of_item, taste)
