@@ -111,7 +111,7 @@ def build(method: str, settings: dict[str, Any], data: RecommenderData, work: Pa
 def train(options: argparse.Namespace, method: str, settings: dict[str, Any], seed: int) -> dict[str, Any]:
     """The record of one run: read if it has finished before, else trained and judged."""
     key = hashlib.sha256(
-        json.dumps([options.dataset, method, settings, seed, options.epochs], sort_keys=True).encode()
+        json.dumps([options.dataset, method, settings, seed], sort_keys=True).encode()
     ).hexdigest()[:12]
     record = options.work / f"{options.dataset}-{key}.json"
     if record.is_file():
@@ -230,7 +230,7 @@ def main() -> None:
     parser.add_argument("--method", nargs="+", choices=[*FLOORS, *METHODS], default=[*FLOORS, *METHODS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--tune", action="store_true", help="choose settings on validation first")
-    parser.add_argument("--epochs", type=int, default=100, help="at most so many")
+    parser.add_argument("--epochs", type=int, default=60, help="at most so many")
     parser.add_argument("--stride", type=int, default=1, help="prefixes beyond the window that share a pass")
     parser.add_argument("--accelerator", default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

@@ -67,7 +67,7 @@ class Run:
         settings: the candidate's settings.
         seed: of everything random in this run.
         tuning: True while settings are chosen: judge on the validation part, return ``score``.
-        scale: ``digits`` or ``cifar``.
+        scale: ``digits``, or the larger one.
         smoke: True to do as little as shows that everything runs.
         data: folder with the data of the larger scale.
         folder: where this run keeps its checkpoint; gone when it has finished.
@@ -227,18 +227,22 @@ def evaluate(encoder: nn.Module, data: Any, run: Run, *, k: int = 20) -> dict[st
     return {"knn": knn, "score": knn} | ({} if run.tuning else {"probe": linear_probe(train, test).accuracy})
 
 
-def main(make_study: Callable[[str, bool], Study]) -> None:
+def main(make_study: Callable[[str, bool], Study], larger: str = "cifar", files: str = "cifar10") -> None:
     """Run the command line of a reproduction script.
 
     Args:
         make_study: ``make_study(scale, smoke)`` declares the study.
+        larger: name of the scale beside ``digits``, whose data come from a folder.
+        files: the part of that folder that it reads.
     """
     script = Path(sys.argv[0])
     parser = argparse.ArgumentParser(
         description=sys.modules["__main__"].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--scale", choices=["digits", "cifar"], default="digits")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder that holds cifar10/*.parquet")
+    parser.add_argument("--scale", choices=["digits", larger], default="digits")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data"), help=f"folder that holds {files}/*.parquet"
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/reproduce"), help="folder of unfinished work")
     parser.add_argument(
         "--out", type=Path, default=script.parent / "results", help="folder of JSON and figure"
@@ -263,7 +267,7 @@ def main(make_study: Callable[[str, bool], Study]) -> None:
             _carry_out(study, options, Path(folder))
             return
     document = _carry_out(study, options, options.work / f"{script.stem}-{options.scale}")
-    command = f"python {script} --scale {options.scale}" + (" --data DIR" if options.scale == "cifar" else "")
+    command = f"python {script} --scale {options.scale}" + (" --data DIR" if options.scale == larger else "")
     document = {"command": command, **document}
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"{script.stem}-{options.scale}.json"

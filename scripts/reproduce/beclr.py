@@ -1,0 +1,239 @@
+"""BECLR and OpTA in few-shot classification: which of the two brings what.
+
+    python scripts/reproduce/beclr.py --scale digits
+    python scripts/reproduce/beclr.py --scale omniglot --data FOLDER
+
+The paper (Poulakakis-Daktylidis and Jamali-Rad, ICLR 2024, arXiv 2402.02444) pretrains with a memory whose clusters
+enhance the batches, and moves the prototypes of an episode onto its queries by optimal transport (OpTA). Here OpTA is
+tried on raw pixels, InfoNCE and BECLR, on the same episodes with and without it, from classes that no encoder has seen.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.parquet
+import torch
+from study import Arm, Claim, Run, Study, better, main
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from contrastive import (
+    BECLR,
+    ConvEncoder,
+    ImageData,
+    InfoNCE,
+    Pretrain,
+    ProjectionHead,
+    SimCLRViews,
+    TensorData,
+    extract_features,
+)
+from contrastive.data.sources import stratified_split
+from contrastive.evaluation import Features, few_shot, sample_episodes
+from contrastive.evaluation.opta import standardize_samples
+from contrastive.training.optim import OptimizerConfig
+
+PIXELS, INFO_NCE, BECLR_ = "raw pixels", "InfoNCE", "BECLR"
+HELD_OUT = ("Early_Aramaic", "Tagalog")  # alphabets to tune on: 39 characters, the other three have 106
+WAY, QUERIES, UNEVEN_QUERIES, CONCENTRATION = 5, 15, 5, 2.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Network and budget of a scale."""
+
+    size: int
+    encoder: dict[str, Any]
+    views: dict[str, Any]
+    batch_size: int
+    steps: int
+    memory: dict[str, Any]
+    sides: tuple[int, ...]
+    """Sides that raw pixels are scaled to, to choose from."""
+    text: str
+
+
+NOTES = """TODO"""
+
+SETTINGS = {
+    "digits": Setting(
+        size=16,
+        encoder={"in_channels": 1, "widths": [16, 32, 64], "blocks": [0, 1, 0]},
+        views={"crop_scale": (0.4, 1.0), "rotation": 20.0, "jitter": (0.4, 0.4, 0.0, 0.0)},
+        batch_size=128,
+        steps=200,
+        memory={"num_clusters": 40, "memory_size": 1024, "memory_start_epoch": 5, "recluster_epochs": 5},
+        sides=(16, 8, 6, 4),
+        text="scikit-learn's digits of 16 pixels: 0 to 4 to train on, episodes of 5 to 9",
+    ),
+    "omniglot": Setting(
+        size=28,
+        encoder={"in_channels": 1, "widths": [32, 64, 128], "blocks": [0, 1, 0]},
+        views={"crop_scale": (0.5, 1.0), "rotation": 15.0, "jitter": (0.0, 0.0, 0.0, 0.0)},
+        batch_size=128,
+        steps=400,
+        memory={"num_clusters": 100, "memory_size": 2048, "memory_start_epoch": 2, "recluster_epochs": 5},
+        sides=(28, 14, 10, 7),
+        text="2,900 images of 28 pixels from the five alphabets of Omniglot's small background set 1 to train on, "
+        "episodes of the three alphabets of set 2",
+    ),
+}
+
+
+def train(run: Run) -> dict[str, float]:
+    data = load(run)
+    loader = data.evaluation_loaders()[1]
+    if run.arm == PIXELS:
+        return judge(pixels(data, run.settings["side"]), run)
+    module = build(run)
+    run.fit(module, data, steps=2 if run.smoke else SETTINGS[run.scale].steps)
+    return judge(extract_features(module.encoder, loader), run)
+
+
+def load(run: Run) -> TensorData:
+    """Images to train on, and as test set those of the episodes; while tuning both from the training classes."""
+    file = run.shared / "images.pt"
+    if not file.is_file():
+        torch.save(images(run), file)
+    tensors = torch.load(file, weights_only=True)
+    held_out = tensors.pop("held_out")
+    if run.tuning:
+        for name in ("inputs", "labels"):
+            whole = tensors[f"train_{name}"]
+            tensors[f"train_{name}"], tensors[f"test_{name}"] = whole[~held_out], whole[held_out]
+    batch_size = SETTINGS[run.scale].batch_size
+    return TensorData(**tensors, batch_size=batch_size, validation_fraction=0.0, seed=run.seed)
+
+
+def images(run: Run) -> dict[str, Tensor]:
+    """Images and labels of training and test classes, and which of the training images tuning holds out."""
+    if run.scale == "digits":
+        data = ImageData("digits", size=SETTINGS["digits"].size, channels=1)
+        inputs = torch.cat([data.inputs.train, data.inputs.test])
+        labels = torch.cat([data.known.train_labels, data.known.test_labels])
+        known = labels < WAY
+        # Five classes make one episode: other images of the same classes are held out.
+        held_out = torch.zeros(int(known.sum()), dtype=torch.bool)
+        held_out[stratified_split(len(held_out), labels[known], 0.3, seed=0)[1]] = True
+        parts = [(inputs[rows], labels[rows]) for rows in (known, ~known)]
+    else:
+        parts = []
+        for split in ("train", "test"):
+            source = f"omniglot_small/{split}.parquet"
+            data = ImageData(source, root=str(run.data), size=SETTINGS["omniglot"].size, channels=1)
+            parts.append((data.inputs.train, data.known.train_labels))
+        table = pyarrow.parquet.read_table(run.data / "omniglot_small" / "train.parquet", columns=["alphabet"])
+        held_out = torch.tensor([name in HELD_OUT for name in table["alphabet"].to_pylist()])
+    (train_inputs, train_labels), (test_inputs, test_labels) = parts
+    return {
+        "train_inputs": train_inputs,
+        "train_labels": train_labels,
+        "test_inputs": test_inputs,
+        "test_labels": test_labels,
+        "held_out": held_out,
+    }
+
+
+def build(run: Run) -> Pretrain:
+    setting = SETTINGS[run.scale]
+    options = {name: value for name, value in run.settings.items() if name not in ("learning_rate", "momentum")}
+    if run.arm == BECLR_:
+        memory = dict(setting.memory)
+        if run.smoke:  # full at once
+            memory |= {"memory_size": 2 * setting.batch_size, "memory_start_epoch": 0}
+        options |= memory
+    return Pretrain(
+        ConvEncoder(**setting.encoder),
+        BECLR(**options) if run.arm == BECLR_ else InfoNCE(**options),
+        ProjectionHead(256, dim=512),
+        SimCLRViews(setting.size, flip=0.0, grey=0.0, **setting.views),
+        OptimizerConfig(learning_rate=run.settings["learning_rate"]),
+        momentum=run.settings.get("momentum", 0.0),
+        momentum_final=1.0 if run.arm == BECLR_ else None,
+        seed=run.seed,
+    )
+
+
+def pixels(data: TensorData, side: int) -> Features:
+    """The images of the episodes, scaled to fewer pixels."""
+    scaled = interpolate(data.test_inputs.float() / 255, (side, side), mode="bilinear", antialias=True)
+    return Features(scaled.flatten(1), data.known.test_labels)
+
+
+def judge(features: Features, run: Run) -> dict[str, float]:
+    """Accuracy with and without OpTA on the same episodes, for queries of equal classes and of an uneven mix.
+
+    Without OpTA it is that of the nearest class mean, of features as they are or standardised as OpTA does: whichever
+    is better.
+    """
+    standardised = dataclasses.replace(features, vectors=standardize_samples(features.vectors))
+    metrics = {}
+    for mix, queries, imbalance, head in (
+        ("", QUERIES, None, "opta"),
+        (", uneven", UNEVEN_QUERIES, CONCENTRATION, "opta_unbalanced"),
+    ):
+        for shot in (1, 5):
+            episodes = sample_episodes(
+                features.labels,
+                way=WAY,
+                shot=shot,
+                queries=queries,
+                episodes=20 if run.smoke else 1000,
+                imbalance=imbalance,
+                seed=run.seed,
+            )
+            without = [few_shot(vectors, *episodes).mean for vectors in (features, standardised)]
+            metrics[f"{shot}-shot{mix}"] = max(without)
+            metrics[f"{shot}-shot{mix}, OpTA"] = few_shot(features, *episodes, classifier=head).mean
+    balanced = [value for name, value in metrics.items() if "uneven" not in name]
+    return metrics | {"score": sum(balanced) / len(balanced)}
+
+
+def gain(arm: str, metric: str) -> Any:
+    """Values for a claim: what OpTA adds to a metric, one a seed."""
+    return lambda results: [run[f"{metric}, OpTA"] - run[metric] for run in results[arm]]
+
+
+def make_study(scale: str, smoke: bool) -> Study:
+    setting = SETTINGS[scale]
+    trained = (INFO_NCE, BECLR_)
+    return Study(
+        title="BECLR (Poulakakis-Daktylidis and Jamali-Rad, ICLR 2024)",
+        arms=[
+            Arm(PIXELS, [{"side": side} for side in setting.sides]),
+            Arm(INFO_NCE, [{"temperature": t, "learning_rate": 2e-3} for t in (0.2, 0.1, 0.5, 1.0)]),
+            Arm(BECLR_, []),
+        ],
+        train=train,
+        claims=[
+            *(
+                Claim(f"OpTA brings {arm} at least 5 points at 1-shot", gain(arm, "1-shot"), margin=0.05)
+                for arm in trained
+            ),
+            *(
+                Claim(
+                    f"unbalanced OpTA does not harm {arm} at {shot}-shot and uneven queries",
+                    gain(arm, f"{shot}-shot, uneven"),
+                )
+                for arm in trained
+                for shot in (1, 5)
+            ),
+            *(
+                Claim(f"BECLR above InfoNCE at {metric}", better(BECLR_, INFO_NCE, metric))
+                for metric in ("1-shot", "5-shot", "1-shot, OpTA", "5-shot, OpTA")
+            ),
+        ],
+        seeds=3,
+        shown=[f"{shot}-shot{mix}{head}" for mix in ("", ", uneven") for shot in (1, 5) for head in ("", ", OpTA")],
+        setting=(
+            f"{setting.text}; a small residual network, {setting.steps} steps of {setting.batch_size} images in two "
+            f"views. 1,000 episodes of {WAY} classes a seed with {QUERIES} queries a class; uneven: {UNEVEN_QUERIES} on "
+            f"average, in shares drawn from Dirichlet({CONCENTRATION:g}), for the unbalanced form of OpTA."
+        ),
+        notes=NOTES,
+    )
+
+
+if __name__ == "__main__":
+    main(make_study, larger="omniglot", files="omniglot_small")
