@@ -135,6 +135,7 @@ class TrainingBatches:
             raise ValueError("TrainingBatches: no user has two training items, so there is nothing to learn from.")
         self._starts, self._lengths, self._reads = (torch.from_numpy(a) for a in (starts, lengths, reads))
         self.num_targets = int(self._reads.sum())
+        self._num_batches = min(-(-self.num_targets // batch_targets), len(starts))
 
     @property
     def sampler(self) -> "TrainingBatches":
@@ -148,7 +149,7 @@ class TrainingBatches:
 
     def __len__(self) -> int:
         """Steps of an epoch."""
-        return -(-(-(-self.num_targets // self.batch_targets)) // _process()[1])
+        return -(-self._num_batches // _process()[1])
 
     def __iter__(self) -> Iterator[Batch]:
         if not self._resuming:
@@ -174,12 +175,12 @@ class TrainingBatches:
         key = chunk * (int(self._lengths.max()) + 1) + self._lengths[order]
         order = order[torch.argsort(key, stable=True)]
         ends = torch.cumsum(self._reads[order], 0)
-        count = -(-self.num_targets // self.batch_targets)
-        # The last window that starts before the boundary belongs to the batch: full ones are not cut in two.
-        cuts = torch.searchsorted(ends, torch.arange(1, count) * self.batch_targets, right=False) + 1
-        parts = torch.tensor_split(order, cuts.clamp(max=len(order)))
-        filled = [part for part in parts if len(part)]
-        return [filled[i] for i in torch.randperm(len(filled), generator=generator).tolist()]
+        number = torch.arange(1, self._num_batches)
+        # The window that crosses the boundary is not cut in two; a batch has at least one.
+        cuts = torch.searchsorted(ends, number * self.num_targets / self._num_batches) + 1
+        cuts = torch.minimum((cuts - number).cummax(0).values + number, len(order) - self._num_batches + number)
+        parts = torch.tensor_split(order, cuts)
+        return [parts[i] for i in torch.randperm(len(parts), generator=generator).tolist()]
 
     def _batch(self, windows: Tensor, samples: Tensor) -> Batch:
         lengths, reads = self._lengths[windows], self._reads[windows]

@@ -130,8 +130,8 @@ def rank_by_vectors(
     mask: Sequences | None = None,
     ties: Ties = "pessimistic",
     *,
-    user_block: int = 512,
-    item_block: int = 4096,
+    user_block: int = 2048,
+    item_block: int | None = None,
 ) -> Array:
     """Rank targets by dot products of states and item vectors, in blocks over both.
 
@@ -146,7 +146,7 @@ def rank_by_vectors(
         mask: histories, row per case, whose items are no candidates; the target always is.
         ties: whether items that score as the target does are ahead of it.
         user_block: rows of a block.
-        item_block: columns of a block.
+        item_block: columns of a block; None for as many as make 8 million scores.
 
     Returns:
         ``(C,)`` int64 ranks from 0.
@@ -155,6 +155,8 @@ def rank_by_vectors(
         ValueError: shapes do not fit, an item is not in the catalogue, a block is empty, or a score is NaN.
     """
     _check("keep", ties)
+    if item_block is None:
+        item_block = max(1, (1 << 23) // max(1, min(user_block, len(states))))
     if user_block < 1 or item_block < 1:
         raise ValueError(
             f"rank_by_vectors: blocks of {user_block} users and {item_block} items; give at least 1."
@@ -223,10 +225,10 @@ def _is_ahead(ties: Ties) -> Callable[..., Tensor]:
 def _ahead(scores: Tensor, own: Tensor, ties: Ties) -> tuple[Tensor, Tensor]:
     """How many scores of each row are ahead of ``own``, and how many compare with it at all: NaN with nothing."""
     is_ahead, is_behind = _is_ahead(ties), torch.lt if ties == "pessimistic" else torch.le
-    # Sums of 0 and 1 in float32 are exact below 2^24, and far faster than sums of Booleans. A few rows at a time reuse
-    # a buffer that stays in the cache of a CPU.
+    # Sums of 0 and 1 in float32 are exact below 2^24, and far faster than sums of Booleans. On a CPU a few rows at a
+    # time stay in the cache, and PyTorch does not divide them between threads, whose waiting costs more than the work.
     exact = torch.float32 if scores.shape[1] < 1 << 24 else torch.float64
-    rows = max(1, (1 << 18 if scores.is_cpu else 1 << 26) // scores.shape[1])
+    rows = max(1, ((1 << 15) - 1 if scores.is_cpu else 1 << 26) // scores.shape[1])
     flags = torch.empty(min(rows, len(scores)), scores.shape[1], dtype=exact, device=scores.device)
     ahead, compared = [], []
     for start in range(0, len(scores), rows):

@@ -15,12 +15,12 @@ from recsys.data import Cases, Sequences
 from recsys.floors import MarkovChain
 from recsys.metrics import History, Score, Ties, case_values, rank_block, scored_blocks
 
-WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 
 
 @dataclass(frozen=True, eq=False)
 class TransitionMixture:
-    """``(1 - weight) * softmax(scores / temperature) + weight * q``, q the transition row of the last item.
+    """``(1 - weight) * softmax(scores) + weight * q``, q the transition row of the last item.
 
     Histories whose last item nothing followed in training get the softmax alone.
 
@@ -28,34 +28,28 @@ class TransitionMixture:
         model_score: scores ``(B, num_items + 1)`` of a model, taken as logits.
         markov: fitted transition table.
         weight: of the table, from 0 to below 1.
-        temperature: of the softmax, above 0; below 1 it is sharper.
 
     Raises:
-        ValueError: weight or temperature out of range.
+        ValueError: the weight is out of range.
     """
 
     model_score: Score
     markov: MarkovChain
     weight: float = 0.5
-    temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < 1 or not self.temperature > 0:
-            raise ValueError(
-                f"TransitionMixture: weight={self.weight}, temperature={self.temperature}; give a weight from 0 to "
-                "below 1 and a temperature above 0."
-            )
+        if not 0 <= self.weight < 1:
+            raise ValueError(f"TransitionMixture: weight={self.weight}; give a weight from 0 to below 1.")
 
     @property
     def name(self) -> str:
         """What its numbers are reported under, after the model's own name."""
-        sharp = "" if self.temperature == 1 else f", temperature {self.temperature:g}"
-        return f"transition mixture (w {self.weight:g}{sharp})"
+        return f"transition mixture (w {self.weight:g})"
 
     def score(self, histories: Sequences) -> Tensor:
         """Probabilities ``(B, num_items + 1)`` float64; column 0 is 0."""
         scores = self.model_score(histories)
-        return self._mix(_softmax(scores, self.temperature), self._table(histories, scores))
+        return self._mix(_softmax(scores), self._table(histories, scores))
 
     def tune(
         self,
@@ -64,7 +58,6 @@ class TransitionMixture:
         *,
         keep: str | None = None,
         weights: Sequence[float] = WEIGHTS,
-        temperatures: Sequence[float] = (1.0,),
         history: History = "keep",
         ties: Ties = "pessimistic",
         batch_size: int = 512,
@@ -78,7 +71,6 @@ class TransitionMixture:
             metric: to maximise.
             keep: a metric that must not fall below the model's own, ``"HR@10"`` for example.
             weights: grid of weights. The model alone is always in it.
-            temperatures: grid of temperatures.
             history: as for :func:`~recsys.metrics.rank_targets`.
             ties: as there.
             batch_size: cases scored at a time.
@@ -87,19 +79,17 @@ class TransitionMixture:
             A new mixture.
 
         Raises:
-            ValueError: a metric is unknown, a weight or temperature out of range, or there are no cases.
+            ValueError: a metric is unknown, a weight is out of range, or there are no cases.
         """
-        alone = replace(self, weight=0.0, temperature=1.0)
-        grid = [
-            alone,
-            *(replace(self, weight=w, temperature=t) for w in sorted(weights) if w for t in temperatures),
-        ]
+        for name in (metric, keep or metric):
+            case_values(np.zeros(1, np.int64), name)  # a misspelt metric fails before the work, not after
+        grid = [replace(self, weight=w) for w in sorted({0.0, *weights})]
         ranks = np.empty((len(grid), len(cases)), np.int64)
         for block in scored_blocks(self.model_score, cases, batch_size):
             table = self._table(block.histories, block.scores)
-            softmax = {t: _softmax(block.scores, t) for t in {1.0, *temperatures}}
+            softmax = _softmax(block.scores)
             for row, mixture in zip(ranks, grid, strict=True):
-                mixed = mixture._mix(softmax[mixture.temperature], table)
+                mixed = mixture._mix(softmax, table)
                 row[block.cases] = rank_block(replace(block, scores=mixed), history, ties)
         values = np.array([case_values(row, metric).mean() for row in ranks])
         if keep is not None:
@@ -115,8 +105,8 @@ class TransitionMixture:
         return torch.lerp(softmax, table, weight)
 
 
-def _softmax(scores: Tensor, temperature: float) -> Tensor:
+def _softmax(scores: Tensor) -> Tensor:
     """In float64: probabilities that float32 rounds to the same value would tie."""
-    logits = scores.double() / temperature
+    logits = scores.to(torch.float64, copy=True)
     logits[:, 0] = -torch.inf
     return logits.softmax(dim=1)

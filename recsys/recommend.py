@@ -13,7 +13,9 @@ import json
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
@@ -41,6 +43,7 @@ Folder: TypeAlias = str | os.PathLike[str]
 RECORD, KIND, VERSION = "recommender.json", "recommender", 1
 _BUILT_BY_NAME: dict[str, type[SequenceEncoder]] = {"SASRec": SASRec, "GRU4Rec": GRU4Rec}
 _CHUNK = 256  # histories of similar length that are encoded, and searched for, at a time
+_SMALL = 100_000  # numbers, or scores, up to which one thread does best
 _OWN_COLUMNS = ("item", "code", "title", "count", "attributes")
 
 
@@ -298,14 +301,21 @@ class Recommender:
             raise ValueError(
                 f"recommend: k={k}, cold={cold!r}; give a k of 1 or more, and 'raise' or 'popular'."
             )
-        if not _is_list(histories):
+        if not _is_list(histories) or isinstance(filter, str):
             raise TypeError(
-                f"recommend: histories is {histories!r}; give a list of ids, or a list of such lists."
+                f"recommend: histories={str(histories)[:60]!r}, filter={filter!r}; give lists of ids, or for many "
+                "histories a list of such lists."
             )
         single = not (len(histories) and _is_list(histories[0]))
         rows: list[Sequence[Any]] = [histories] if single else list(histories)  # type: ignore[list-item]
         find = self._codes.get
-        known = [[code for item in row if (code := find(item)) is not None] for row in rows]
+        try:
+            known = [[code for item in row if (code := find(item)) is not None] for row in rows]
+        except TypeError as error:
+            raise TypeError(
+                f"recommend: an entry is neither an id nor a list of ids ({error}); give a list of ids, or a list of "
+                "such lists."
+            ) from None
         skipped = [len(row) - len(codes) for row, codes in zip(rows, known, strict=True)]
         allowed = filter if filter is None or isinstance(filter, Mapping) else {"item": list(filter)}
         # Histories of similar length together: little padding, and no more neighbours than the longest of them needs.
@@ -355,10 +365,13 @@ class Recommender:
         self, known: list[list[int]], k: int, exclude_seen: bool, filter: Mapping[str, Any] | None
     ) -> list[tuple[Array, Array]]:
         """Codes and scores for histories of codes, none of them empty."""
-        states = self._encode(known)
         seen = known if exclude_seen else [[] for _ in known]
         fetch = min(k + max(len(set(row)) for row in seen), len(self))
-        results = _without(*self.index.search(states, fetch, filter), seen, k)
+        numbers = max(self.max_length * self.encoder.dim, len(self) if self.index.exact else 0)
+        small = len(known) * numbers <= _SMALL
+        with _ONE_THREAD if small else nullcontext():
+            states = self._encode(known)
+            results = _without(*self.index.search(states, fetch, filter), seen, k)
         short = [row for row, (codes, _) in enumerate(results) if len(codes) < k]
         if short and not self.index.exact:  # an approximate search may come back with less than there is
             if self._exact is None:
@@ -423,7 +436,7 @@ class Recommender:
             ValueError: an id is here already or stands twice, none or several of the sources are given, shapes do not
                 fit, or no known item has an attribute in common with a new one. Then nothing has changed.
         """
-        new = list(ids)
+        new: list[Id] = [item.item() if isinstance(item, np.generic) else item for item in ids]
         if not isinstance(getattr(self.encoder, "item_embedding", None), nn.Embedding):
             raise TypeError(
                 f"add_items: {type(self.encoder).__name__} has no item_embedding to grow; derive it from "
@@ -468,9 +481,10 @@ class Recommender:
         self._exact = None
 
     def _resembling(self, item: Id, like: Mapping[Id, Sequence[Id]]) -> list[int]:
-        if not like.get(item):
+        others = list(like.get(item, ()))
+        if not others:
             raise KeyError(f"add_items: like has no items for {item!r}; name one or more that it resembles.")
-        return [self._code(other, "add_items") for other in like[item]]
+        return [self._code(other, "add_items") for other in others]
 
     def _closest_by_attributes(self, new: list[Id], has: list[list[str]], neighbours: int) -> list[list[int]]:
         """Codes of the known items that are closest to each new one, at most ``neighbours``."""
@@ -639,6 +653,33 @@ def _empty_encoder(folder: Path) -> SequenceEncoder:
             f"{file} has arguments that do not build a {name} ({error}); it is of another version: use that, or pass "
             "encoder=..."
         ) from error
+
+
+class _OneThread:
+    """Has torch (and what shares its OpenMP, as FAISS does) use one thread while any thread of the process is inside.
+
+    The tensors of a single history are so small that a second thread has nothing to gain; and where other processes
+    keep the cores busy, waiting for it takes a hundred times as long as the work itself.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, 1
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = torch.get_num_threads()
+            self._inside += 1
+            torch.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                torch.set_num_threads(self._before)
+
+
+_ONE_THREAD = _OneThread()
 
 
 def _is_list(value: Any) -> bool:

@@ -1,6 +1,5 @@
 """Training a recommender: data module, Lightning module, and what they log."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -203,7 +202,19 @@ class SequentialRecommender(LightningModule):
             assert self.prefixes is not None
             items, lengths = self.prefixes.gather(batch.samples)
             samples = Samples(items, lengths, self.prefixes.targets[batch.samples], batch.samples, generator)
-        # All phases of a batch see the same views of it, with other dropout.
+        next_item, total = self.update(optimizers, batch, samples, generator)
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
+        size = len(batch.targets)
+        self.log("loss", total, prog_bar=True, batch_size=size, **options)
+        self.log("next_item_loss", next_item, batch_size=size, **options)
+
+    def update(
+        self, optimizers: list[Any], batch: Batch, samples: Samples | None, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Take the steps of a batch; return its next-item loss and the sum of all terms, of the first step.
+
+        All phases of a batch see the same views of it, with other dropout.
+        """
         views = {head: head.views(samples) for head in self.mclrec}
         next_item, total = self._losses(batch, samples, views, generator)
         self._step(optimizers[0], total)
@@ -211,10 +222,7 @@ class SequentialRecommender(LightningModule):
             self._step(optimizers[1], head.augmenter_loss(self.encoder, views[head]))
             if head.update == "released":
                 self._step(optimizers[0], self._losses(batch, samples, views, generator)[1])
-        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
-        size = len(batch.targets)
-        self.log("loss", total.detach(), prog_bar=True, batch_size=size, **options)
-        self.log("next_item_loss", next_item.detach(), batch_size=size, **options)
+        return next_item.detach(), total.detach()
 
     def _losses(
         self, batch: Batch, samples: Samples | None, views: dict[Any, Any], generator: torch.Generator
