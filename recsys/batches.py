@@ -132,7 +132,9 @@ class TrainingBatches:
         self.flat = torch.from_numpy(train.items)
         starts, lengths, reads = windows(train, max_length, stride) if shared else separate(train, max_length)
         if not len(starts):
-            raise ValueError("TrainingBatches: no user has two training items, so there is nothing to learn from.")
+            raise ValueError(
+                "TrainingBatches: no user has two training items, so there is nothing to learn from."
+            )
         self._starts, self._lengths, self._reads = (torch.from_numpy(a) for a in (starts, lengths, reads))
         self.num_targets = int(self._reads.sum())
         self._num_batches = min(-(-self.num_targets // batch_targets), len(starts))
@@ -178,7 +180,9 @@ class TrainingBatches:
         number = torch.arange(1, self._num_batches)
         # The window that crosses the boundary is not cut in two; a batch has at least one.
         cuts = torch.searchsorted(ends, number * self.num_targets / self._num_batches) + 1
-        cuts = torch.minimum((cuts - number).cummax(0).values + number, len(order) - self._num_batches + number)
+        cuts = torch.minimum(
+            (cuts - number).cummax(0).values + number, len(order) - self._num_batches + number
+        )
         parts = torch.tensor_split(order, cuts)
         return [parts[i] for i in torch.randperm(len(parts), generator=generator).tolist()]
 
@@ -193,7 +197,12 @@ class TrainingBatches:
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the epoch."""
-        return {"epoch": self.epoch, "position": self._position, "seed": self.seed, "targets": self.num_targets}
+        return {
+            "epoch": self.epoch,
+            "position": self._position,
+            "seed": self.seed,
+            "targets": self.num_targets,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next pass start where the saved one stood.
@@ -228,7 +237,9 @@ def windows(train: Sequences, max_length: int, stride: int = 1) -> tuple[Array, 
     first = np.minimum(inputs, max_length)
     more = -(-(inputs - first) // stride)  # windows after the first
     users = np.repeat(np.arange(len(train)), more + (first > 0))
-    number = np.arange(len(users)) - np.repeat(np.cumsum(more + (first > 0)) - (more + (first > 0)), more + (first > 0))
+    number = np.arange(len(users)) - np.repeat(
+        np.cumsum(more + (first > 0)) - (more + (first > 0)), more + (first > 0)
+    )
     ends = np.minimum(first[users] + number * stride, inputs[users])
     previous = np.where(number > 0, np.minimum(first[users] + (number - 1) * stride, inputs[users]), 0)
     lengths = np.minimum(ends, max_length)
@@ -268,7 +279,8 @@ class HeldOutBatches:
         lengths = np.minimum(cases.histories.lengths, max_length)
         starts = cases.histories.offsets[1:] - lengths
         self._flat, self._starts, self._lengths, self._targets = (
-            torch.from_numpy(np.ascontiguousarray(a)) for a in (cases.histories.items, starts, lengths, cases.targets)
+            torch.from_numpy(np.ascontiguousarray(a))
+            for a in (cases.histories.items, starts, lengths, cases.targets)
         )
         self._order = torch.argsort(self._lengths, stable=True)
 
@@ -279,7 +291,7 @@ class HeldOutBatches:
 
     def __iter__(self) -> Iterator[Held]:
         rank, world = _process()
-        for rows in self._order[rank::world].split(self.batch_size):
+        for rows in torch.split(self._order[rank::world], self.batch_size):
             if len(rows):
                 windows = gather_windows(self._flat, self._starts[rows], self._lengths[rows])
                 yield Held(*windows, self._targets[rows], rows)

@@ -28,12 +28,10 @@ def interaction_vectors(train: Sequences, num_items: int, dim: int = 64, window:
     if dim < 1 or window < 1:
         raise ValueError(f"interaction_vectors: dim is {dim} and window {window}; give 1 or more of each.")
     items, rows = train.items, np.repeat(np.arange(len(train)), train.lengths)
-    pairs = [
-        (items[:-step], items[step:])
-        for step in range(1, window + 1)
-        if len(items) > step
+    pairs = [(items[:-step], items[step:]) for step in range(1, window + 1) if len(items) > step]
+    kept = [
+        (a[same], b[same]) for step, (a, b) in enumerate(pairs, 1) for same in [rows[:-step] == rows[step:]]
     ]
-    kept = [(a[same], b[same]) for step, (a, b) in enumerate(pairs, 1) for same in [rows[:-step] == rows[step:]]]
     size = num_items + 1
     first, second = (np.concatenate(part) for part in zip(*kept, strict=True))
     counts = sp.coo_array((np.ones(len(first)), (first, second)), shape=(size, size)).tocsr()
@@ -41,7 +39,9 @@ def interaction_vectors(train: Sequences, num_items: int, dim: int = 64, window:
     totals = np.asarray(counts.sum(0)).ravel()
     entries = counts.tocoo()
     information = np.log(entries.data * totals.sum() / (totals[entries.row] * totals[entries.col]))
-    positive = sp.coo_array((np.maximum(information, 0), (entries.row, entries.col)), shape=(size, size)).tocsr()
+    positive = sp.coo_array(
+        (np.maximum(information, 0), (entries.row, entries.col)), shape=(size, size)
+    ).tocsr()
     rank = min(dim, num_items - 1)
     start = np.random.default_rng(0).standard_normal(size)  # svds draws one of its own otherwise
     left, values, _ = svds(positive, k=rank, v0=start)

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-HIDDEN = -10_000.0  # added to the logit of a pair that must not attend; finite, so that no row of them becomes NaN
+HIDDEN = (
+    -10_000.0
+)  # added to the logit of a pair that must not attend; finite, so that no row of them becomes NaN
 _LENGTH_GROUPS = 4  # into which a batch is split on a CPU, each padded to its own longest history
 
 
@@ -185,7 +187,9 @@ class SASRec(SequenceEncoder):
         positions = torch.arange(items.shape[1], device=items.device).expand_as(items)
         if not self.shares_prefixes:
             positions = (positions + (self.max_length - lengths)[:, None]).clamp(max=self.max_length - 1)
-        states = self.dropout(self.norm(self.item_embedding(items) + self.position_embedding(positions)))
+        states: Tensor = self.dropout(
+            self.norm(self.item_embedding(items) + self.position_embedding(positions))
+        )
         mask = self._mask(items, lengths, states.dtype)
         for block in self.blocks:
             states = block(states, mask)
@@ -204,7 +208,9 @@ class SASRec(SequenceEncoder):
 class Block(nn.Module):
     """Multi-head causal attention, then a feed-forward network, both with residual sum and LayerNorm behind."""
 
-    def __init__(self, dim: int, heads: int, inner_dim: int, dropout: float, attention_dropout: float) -> None:
+    def __init__(
+        self, dim: int, heads: int, inner_dim: int, dropout: float, attention_dropout: float
+    ) -> None:
         super().__init__()
         self.heads, self.attention_dropout = heads, attention_dropout
         self.qkv = nn.Linear(dim, 3 * dim)  # one product instead of three

@@ -15,6 +15,7 @@ negative (:func:`regulariser`); it needs only each row's maximum and sum.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -149,7 +150,7 @@ class Augmenter(nn.Module):
     def __init__(self, dim: int, widths: tuple[int, int]) -> None:
         super().__init__()
         sizes = (dim, *widths, dim)
-        self.maps = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.maps = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
 
     def forward(self, states: Tensor) -> Tensor:
         """Return a learned view of states."""
@@ -204,10 +205,12 @@ class MCLRec(Head):
         self.data_weight, self.model_weight = data_weight, model_weight
         self.regulariser_weight, self.margins, self.update = regulariser_weight, margins, update
         self.edits = {"crop": crop, "mask": mask, "reorder": reorder}
-        self.temperature, self.similarity, self.widths = temperature, similarity, tuple(widths)
+        self.temperature, self.similarity, self.widths = temperature, similarity, widths
         self.augmenters = nn.ModuleList()
 
-    def setup(self, encoder: "SequenceEncoder", split: "Split | None", prefixes: "PrefixTable | None") -> None:
+    def setup(
+        self, encoder: "SequenceEncoder", split: "Split | None", prefixes: "PrefixTable | None"
+    ) -> None:
         """Make the augmenters for the width of the encoder."""
         if not self.augmenters:
             self.augmenters.extend(Augmenter(encoder.dim, self.widths) for _ in range(2))

@@ -62,7 +62,9 @@ class FullSoftmax(nn.Module):
         super().__init__()
         self.padding_class = padding_class
 
-    def forward(self, states: Tensor, targets: Tensor, item_vectors: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(
+        self, states: Tensor, targets: Tensor, item_vectors: Tensor, generator: torch.Generator
+    ) -> Tensor:
         """Return the loss of states ``(N, d)`` with targets ``(N,)`` among ``item_vectors`` ``(num_items + 1, d)``."""
         first = 0 if self.padding_class else 1
         classes = item_vectors[first:]
@@ -85,7 +87,9 @@ class SampledSoftmax(nn.Module):
         super().__init__()
         self.num_negatives = check_count("SampledSoftmax", "num_negatives", num_negatives)
 
-    def forward(self, states: Tensor, targets: Tensor, item_vectors: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(
+        self, states: Tensor, targets: Tensor, item_vectors: Tensor, generator: torch.Generator
+    ) -> Tensor:
         """Return the loss of states ``(N, d)`` with targets ``(N,)`` among ``item_vectors`` ``(num_items + 1, d)``."""
         drawn = torch.randint(
             1, len(item_vectors), (self.num_negatives,), generator=generator, device=states.device
@@ -98,7 +102,9 @@ class SampledSoftmax(nn.Module):
 class BPR(nn.Module):
     """Bayesian personalised ranking (Rendle et al. 2009, arXiv 1205.2618): one random negative for each target."""
 
-    def forward(self, states: Tensor, targets: Tensor, item_vectors: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(
+        self, states: Tensor, targets: Tensor, item_vectors: Tensor, generator: torch.Generator
+    ) -> Tensor:
         """Return ``mean -log sigmoid(h·E_target - h·E_negative)`` of states ``(N, d)`` with targets ``(N,)``."""
         negatives = other_items(targets, len(item_vectors), generator)
         margins = (states * (item_vectors[targets] - item_vectors[negatives])).sum(-1)
@@ -108,7 +114,9 @@ class BPR(nn.Module):
 class BCE(nn.Module):
     """Binary cross-entropy with one random negative for each target: the loss of the SASRec paper, eq. 6."""
 
-    def forward(self, states: Tensor, targets: Tensor, item_vectors: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(
+        self, states: Tensor, targets: Tensor, item_vectors: Tensor, generator: torch.Generator
+    ) -> Tensor:
         """Return ``mean [-log sigmoid(h·E_target) - log(1 - sigmoid(h·E_negative))]`` of states ``(N, d)``."""
         negatives = other_items(targets, len(item_vectors), generator)
         positive = (states * item_vectors[targets]).sum(-1)
@@ -190,8 +198,8 @@ class CL4SRec(Head):
     def forward(self, encoder: "SequenceEncoder", samples: Samples) -> Tensor:
         """Return the weighted contrast of two edited views."""
         first, second = augment.random_views(samples.items, samples.lengths, samples.generator, **self.edits)
-        loss = pair_contrast(*encode_all(encoder, first, second), self.temperature)
-        return self.weight * loss
+        states, others = encode_all(encoder, first, second)
+        return self.weight * pair_contrast(states, others, self.temperature)
 
 
 class DuoRec(Head):
@@ -219,7 +227,13 @@ class DuoRec(Head):
         """Sort the training prefixes by target."""
         order = torch.argsort(prefixes.targets, stable=True)
         counts = torch.bincount(prefixes.targets, minlength=encoder.num_items + 1)
-        tables = {"_order": order, "_place": torch.argsort(order), "_counts": counts, "_first": counts.cumsum(0) - counts}
+        first = counts.cumsum(0) - counts
+        tables = {
+            "_order": order,
+            "_place": torch.argsort(order),
+            "_counts": counts,
+            "_first": first,
+        }
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
         self.prefixes = prefixes

@@ -108,5 +108,7 @@ def _read(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
         ) from error
     weights = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"load_recbole: {path} holds no state dict; give a checkpoint of MCLRec or of RecBole's SASRec.")
+        raise ValueError(
+            f"load_recbole: {path} holds no state dict; give a checkpoint of MCLRec or of RecBole's SASRec."
+        )
     return weights

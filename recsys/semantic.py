@@ -442,7 +442,7 @@ class _Pool:
         ids, scores = np.full((len(pending), k), -1, np.int64), np.full((len(pending), k), -np.inf)
         kept = (rank >= 0) & (rank < k)
         ids[query[kept], rank[kept]], scores[query[kept], rank[kept]] = self.names[member[kept]], score[kept]
-        complete = scores[:, -1] > -9 if width < len(self) else np.ones(len(pending), bool)
+        complete = scores[:, -1] > limit if width < len(self) else np.ones(len(pending), bool)
         return ids, np.where(ids >= 0, scores, 0.0), complete
 
     def _products(self, groups: Array, near: Array) -> Array:

@@ -221,7 +221,7 @@ class SRACL(Head):
         states, *edited = encode_all(encoder, (samples.items, samples.lengths), *views)
         loss = states.new_zeros(())
         if self.item_weight:
-            loss = loss + self.item_weight * pair_contrast(*edited, self.temperature)
+            loss = loss + self.item_weight * pair_contrast(edited[0], edited[1], self.temperature)
         if self.user_weight:
             found = self.prefix_neighbours[samples.rows]
             some = (found >= 0).any(1)

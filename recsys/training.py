@@ -136,7 +136,9 @@ class SequentialRecommender(LightningModule):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.augmenter_learning_rate = augmenter_learning_rate or learning_rate
         self.history, self.ties, self.seed = history, ties, seed
-        self.mclrec = [head for head in learned if head.update != "joint"]  # a list: not a second home of its weights
+        self.mclrec = [
+            head for head in learned if head.update != "joint"
+        ]  # a list: not a second home of its weights
         self.automatic_optimization = False
         self.metrics = RankingMetrics()
         self.prefixes: PrefixTable | None = None
@@ -163,7 +165,7 @@ class SequentialRecommender(LightningModule):
             data.needs_samples = bool(len(self.heads))
             if len(self.heads):
                 self.prefixes = training_prefixes(data.split, data.max_length)
-                for head in self.heads:
+                for head in self._heads():
                     head.setup(self.encoder, data.split, self.prefixes)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -215,7 +217,7 @@ class SequentialRecommender(LightningModule):
 
         All phases of a batch see the same views of it, with other dropout.
         """
-        views = {head: head.views(samples) for head in self.mclrec}
+        views = {} if samples is None else {head: head.views(samples) for head in self.mclrec}
         next_item, total = self._losses(batch, samples, views, generator)
         self._step(optimizers[0], total)
         for head in self.mclrec:
@@ -224,6 +226,9 @@ class SequentialRecommender(LightningModule):
                 self._step(optimizers[0], self._losses(batch, samples, views, generator)[1])
         return next_item.detach(), total.detach()
 
+    def _heads(self) -> list[Any]:
+        return list(self.heads)
+
     def _losses(
         self, batch: Batch, samples: Samples | None, views: dict[Any, Any], generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
@@ -231,8 +236,10 @@ class SequentialRecommender(LightningModule):
         states = self.encoder(batch.items, batch.lengths)[batch.rows, batch.places]
         next_item = self.loss(states, batch.targets, self.encoder.item_vectors(), generator)
         total = next_item
-        for head in self.heads:
-            term = head.encoder_loss(self.encoder, views[head]) if head in views else head(self.encoder, samples)
+        for head in self._heads():
+            term = (
+                head.encoder_loss(self.encoder, views[head]) if head in views else head(self.encoder, samples)
+            )
             total = total + term
         return next_item, total
 

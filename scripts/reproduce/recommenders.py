@@ -28,6 +28,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from recsys import (
+    SRACL,
     CL4SRec,
     DuoRec,
     GRU4Rec,
@@ -38,13 +39,11 @@ from recsys import (
     RecommenderData,
     SASRec,
     SequentialRecommender,
-    SRACL,
     TransitionMixture,
     rank_targets,
     ranking_metrics,
 )
 from recsys.data import Sequences
-from recsys.metrics import paired_bootstrap
 
 FLOORS: dict[str, Callable[[], Any]] = {
     "popularity": Popularity,
@@ -74,7 +73,9 @@ PATIENCE, TUNING_SEED = 10, 1000
 
 def load(options: argparse.Namespace, seed: int) -> RecommenderData:
     stem = options.data / options.dataset
-    files = {name: Path(f"{stem}.{kind}.tsv.gz") for name, kind in (("attributes", "attr"), ("items", "items"))}
+    files = {
+        name: Path(f"{stem}.{kind}.tsv.gz") for name, kind in (("attributes", "attr"), ("items", "items"))
+    }
     present = {name: str(path) for name, path in files.items() if path.is_file()}
     return RecommenderData(
         f"{stem}.seq.tsv.gz",
@@ -86,15 +87,25 @@ def load(options: argparse.Namespace, seed: int) -> RecommenderData:
     )
 
 
-def build(method: str, settings: dict[str, Any], data: RecommenderData, work: Path, seed: int) -> SequentialRecommender:
+def build(
+    method: str, settings: dict[str, Any], data: RecommenderData, work: Path, seed: int
+) -> SequentialRecommender:
     settings = dict(settings)
     dropout = settings.pop("dropout", 0.5)
     options = {name: settings.pop(name) for name in ("learning_rate", "weight_decay") if name in settings}
     if method == "GRU4Rec":
-        return SequentialRecommender(GRU4Rec(max_length=data.max_length, dropout=dropout), seed=seed, **options)
+        return SequentialRecommender(
+            GRU4Rec(max_length=data.max_length, dropout=dropout), seed=seed, **options
+        )
     encoder = SASRec(max_length=data.max_length, dropout=dropout, attention_dropout=dropout)
     data_ = data.data
-    semantics = "attributes" if data_.attributes is not None else "texts" if data_.texts is not None else "interactions"
+    semantics = (
+        "attributes"
+        if data_.attributes is not None
+        else "texts"
+        if data_.texts is not None
+        else "interactions"
+    )
     meaning = {"semantics": semantics, "cache": str(work / "semantics")}
     heads = {
         "SASRec": lambda: [],
@@ -141,7 +152,9 @@ def train(options: argparse.Namespace, method: str, settings: dict[str, Any], se
     device = torch.cuda.get_device_name() if model.device.type == "cuda" else platform.machine()
     saved = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
     with torch.inference_mode():
-        (valid,) = trainer.validate(model, data, ckpt_path=best.best_model_path, verbose=False, weights_only=True)
+        (valid,) = trainer.validate(
+            model, data, ckpt_path=best.best_model_path, verbose=False, weights_only=True
+        )
         (test,) = trainer.test(model, data, ckpt_path=best.best_model_path, verbose=False, weights_only=True)
     result = {
         "dataset": options.dataset,
@@ -162,10 +175,13 @@ def train(options: argparse.Namespace, method: str, settings: dict[str, Any], se
     write(record, result)
     for file in folder.glob("*.ckpt"):
         file.unlink()
+    at = f"epoch {result['epoch']} of {result['epochs']}"
+    shown = ", ".join(
+        f"{part} {name} {result[part][name]:.4f}"
+        for part, name in (("valid", "NDCG@10"), ("test", "HR@10"), ("test", "NDCG@10"))
+    )
     print(
-        f"{options.dataset} {method} {json.dumps(settings)} seed {seed}: epoch {result['epoch']} of {result['epochs']}, "
-        f"valid NDCG@10 {result['valid']['NDCG@10']:.4f}, test HR@10 {result['test']['HR@10']:.4f} NDCG@10 "
-        f"{result['test']['NDCG@10']:.4f} ({seconds:.0f} s)",
+        f"{options.dataset} {method} {json.dumps(settings)} seed {seed}: {at}, {shown} ({seconds:.0f} s)",
         flush=True,
     )
     return result
@@ -186,7 +202,9 @@ def mixed(model: SequentialRecommender, data: RecommenderData) -> dict[str, Any]
     table = MarkovChain().fit(data.split.train, data.num_items)
     result = {}
     for name, keep in (("free", None), ("HR@10 kept", "HR@10")):
-        tuned = TransitionMixture(score, table).tune(data.split.valid, keep=keep, weights=(0.1, 0.3, 0.5, 0.7, 0.9))
+        tuned = TransitionMixture(score, table).tune(
+            data.split.valid, keep=keep, weights=(0.1, 0.3, 0.5, 0.7, 0.9)
+        )
         metrics = ranking_metrics(rank_targets(tuned.score, data.split.test))
         result[name] = {"weight": tuned.weight, "test": metrics}
     return result
@@ -198,7 +216,8 @@ def floor(options: argparse.Namespace, name: str) -> dict[str, Any]:
     fitted = FLOORS[name]().fit(data.split.train, data.num_items)
     start = time.perf_counter()
     parts = {
-        part: ranking_metrics(rank_targets(fitted.score, getattr(data.split, part))) for part in ("valid", "test")
+        part: ranking_metrics(rank_targets(fitted.score, getattr(data.split, part)))
+        for part in ("valid", "test")
     }
     return {"method": name, "settings": {}, "seed": 0, **parts, "seconds": time.perf_counter() - start}
 

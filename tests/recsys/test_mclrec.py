@@ -9,7 +9,7 @@ import torch
 from recsys import FullSoftmax, MCLRec, SASRec, SequentialRecommender
 from recsys.batches import Batch
 from recsys.mclrec import Augmenter, regulariser, set_regulariser, small_terms
-from recsys.objectives import pair_contrast
+from recsys.objectives import Samples, pair_contrast
 from recsys.official import translate
 from tests.recsys.test_encoders import REFERENCE, reference, under
 from tests.recsys.test_objectives import rows
@@ -71,7 +71,8 @@ def test_terms_of_small_batches_are_those_of_large_ones(count):
     expected_margins = torch.stack([regulariser(a, b, 0.4) for a, b in pairs]).sum()
     torch.testing.assert_close(margins, expected_margins)
     torch.testing.assert_close(
-        torch.autograd.grad(contrast + margins, views), torch.autograd.grad(expected + expected_margins, views)
+        torch.autograd.grad(contrast + margins, views),
+        torch.autograd.grad(expected + expected_margins, views),
     )
 
 
@@ -120,12 +121,15 @@ def test_steps_are_the_published_ones(name, update, monkeypatch):
         torch.arange(len(batch["item_id"])),
         batch["item_length"] - 1,
         batch["item_id"],
-        torch.arange(0),
+        torch.arange(len(batch["item_id"])),
     )
+    samples = Samples(step.items, step.lengths, step.targets, step.samples, torch.Generator())
     losses = []
     keep = model._step
-    monkeypatch.setattr(model, "_step", lambda optimizer, loss: (losses.append(loss.detach()), keep(optimizer, loss)))
-    model.update(model.configure_optimizers(), step, None, torch.Generator())
+    monkeypatch.setattr(
+        model, "_step", lambda optimizer, loss: (losses.append(loss.detach()), keep(optimizer, loss))
+    )
+    model.update(model.configure_optimizers(), step, samples, samples.generator)
     # The published second phase reports the data term too, which is a constant for the augmenters.
     encoders = slice(None, None, 2)
     torch.testing.assert_close(

@@ -23,7 +23,9 @@ def generator(seed=0):
 
 def test_pair_contrast_is_the_published_loss():
     arrays = reference("mclrec-infonce")
-    for number, (similarity, temperature) in enumerate([("dot", 1.0), ("dot", 0.2), ("cos", 1.0), ("cos", 0.1)]):
+    for number, (similarity, temperature) in enumerate(
+        [("dot", 1.0), ("dot", 0.2), ("cos", 1.0), ("cos", 0.1)]
+    ):
         views = [arrays[name].clone().requires_grad_() for name in ("z_i", "z_j")]
         loss = pair_contrast(*views, temperature, similarity)
         torch.testing.assert_close(loss, arrays[f"v{number}_loss"], rtol=1e-9, atol=1e-11)
@@ -114,9 +116,7 @@ def samples_of(table, chosen):
 
 
 def test_duorec_finds_another_prefix_with_the_target():
-    table = PrefixTable(
-        np.arange(1, 9), np.arange(6), np.full(6, 2), targets=np.array([4, 7, 4, 5, 4, 7])
-    )
+    table = PrefixTable(np.arange(1, 9), np.arange(6), np.full(6, 2), targets=np.array([4, 7, 4, 5, 4, 7]))
     head = DuoRec()
     encoder = SASRec(8, 16, max_length=4)
     head.setup(encoder, None, table)

@@ -64,10 +64,14 @@ def given(arrays, head, encoder, batch):
     # Each neighbour of the batch is a row of its own; the vectors stand in the same order.
     found = torch.arange(count * near).view(count, near)
     ids = batch["ids"]
-    vectors = torch.cat([arrays["user_emb"][arrays["neighbours"][ids]].flatten(0, 1), arrays["user_emb"][ids]])
+    vectors = torch.cat(
+        [arrays["user_emb"][arrays["neighbours"][ids]].flatten(0, 1), arrays["user_emb"][ids]]
+    )
     table = torch.full((count * near + count, near), -1)
     table[count * near :] = found
-    head.use(encoder, PrefixTable(flat, starts, lengths.numpy()), vectors, table, torch.zeros(21, near).long())
+    head.use(
+        encoder, PrefixTable(flat, starts, lengths.numpy()), vectors, table, torch.zeros(21, near).long()
+    )
     item_lengths = batch["item_len"]
     views = [(right_padded(batch[name], item_lengths), item_lengths) for name in ("aug1", "aug2")]
     samples = Samples(

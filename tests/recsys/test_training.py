@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lightning.pytorch import Callback, Trainer
 
 from recsys import (
+    SRACL,
     CL4SRec,
     DuoRec,
     GRU4Rec,
@@ -21,7 +22,6 @@ from recsys import (
     SASRec,
     Sequences,
     SequentialRecommender,
-    SRACL,
     rank_targets,
     ranking_metrics,
 )
@@ -44,7 +44,9 @@ def read(batches):
 
 
 def expected(rows, length):
-    return sorted((tuple(row[max(0, end - length) : end]), row[end]) for row in rows for end in range(1, len(row)))
+    return sorted(
+        (tuple(row[max(0, end - length) : end]), row[end]) for row in rows for end in range(1, len(row))
+    )
 
 
 @given(
@@ -68,7 +70,9 @@ def test_windows_that_share_a_pass_read_every_target_once():
     rows = [list(range(1, 30)), [1, 2, 3]]
     batches = TrainingBatches(Sequences.from_lists(rows), max_length=8, stride=3)
     pairs = read(batches)
-    assert sorted(target for _, target in pairs) == sorted(row[end] for row in rows for end in range(1, len(row)))
+    assert sorted(target for _, target in pairs) == sorted(
+        row[end] for row in rows for end in range(1, len(row))
+    )
     for history, target in pairs:
         full = rows[0] if target > 3 or len(history) > 2 else rows[1]
         end = full.index(target)
@@ -159,7 +163,9 @@ class SaveMidway(Callback):
             self.saved = pl_module.encoder.item_vectors().detach().clone()
 
 
-@pytest.mark.parametrize("heads", every_head(), ids=lambda heads: "+".join(type(head).__name__ for head in heads))
+@pytest.mark.parametrize(
+    "heads", every_head(), ids=lambda heads: "+".join(type(head).__name__ for head in heads)
+)
 def test_heads_train_and_resume_bit_for_bit(heads, tmp_path):
     fresh, save = copy.deepcopy(heads), SaveMidway(tmp_path / "midway.ckpt")
     whole, resumed = recommender(heads), recommender(fresh)
@@ -236,11 +242,17 @@ def test_gru(tmp_path):
 def test_quickstart_trains_from_the_command_line(tmp_path):
     root = Path(__file__).parents[2]
     words = ["fit", "--config", "configs/recsys/quickstart.yaml", f"--run_dir={tmp_path / 'run'}"]
-    words += ["--trainer.max_epochs=1", "--data.synthetic={users: 120, items: 40}", "--trainer.enable_progress_bar=false"]
+    words += [
+        "--trainer.max_epochs=1",
+        "--data.synthetic={users: 120, items: 40}",
+        "--trainer.enable_progress_bar=false",
+    ]
     script = "import sys; from contrastive.cli import main; sys.exit(main())"
-    done = subprocess.run(
-        [sys.executable, "-c", script, *words], cwd=root, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    recommend = ["recommend", "--model", str(tmp_path / "run"), "--history", "3", "7", "12", "--k", "4"]
+    for command in (words, recommend):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *command], cwd=root, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "run/checkpoints/best.ckpt").is_file()
-    assert (tmp_path / "run/recommender").is_dir()
+    assert len(done.stdout.strip().splitlines()) >= 4

@@ -1,0 +1,265 @@
+"""Training steps and full ranking of recommenders, beside the usual way to compute the same.
+
+    python scripts/benchmark/recsys.py --data FOLDER/amazon-beauty.seq.tsv.gz --threads 2
+    python scripts/benchmark/recsys.py --grow items --threads 2
+
+The usual way is a row of 50 columns for every training prefix, padded on the right, a batch of 256 of them, dense
+logits, and for evaluation the whole score matrix and a top-k; RecBole's SASRec and MCLRec's published code do so.
+Each contestant runs in a process of its own, so that peak memory is its own. Without --data, histories are generated in
+the size of Amazon Beauty. Time per epoch is that of a median step times the steps of an epoch.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# This file has the package's name, and Python looks in its folder first.
+sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+from recsys import MCLRec, RecommenderData, SASRec, SequentialRecommender  # noqa: E402
+from recsys.batches import Batch, HeldOutBatches, training_prefixes  # noqa: E402
+from recsys.metrics import rank_by_vectors  # noqa: E402
+from recsys.objectives import Samples  # noqa: E402
+
+LENGTH, BATCH = 50, 256
+
+
+def load(options: argparse.Namespace) -> RecommenderData:
+    if options.data:
+        return RecommenderData(options.data, eval_batch=512)
+    sizes = {"users": options.users, "items": options.items, "mean_length": options.length}
+    return RecommenderData(synthetic=sizes, eval_batch=512)
+
+
+def model_of(data: RecommenderData, heads: list[Any]) -> SequentialRecommender:
+    torch.manual_seed(0)
+    model = SequentialRecommender(SASRec(data.num_items, max_length=LENGTH), heads=heads)
+    model.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign, assignment]
+    data.needs_samples = bool(heads)
+    if heads:
+        model.prefixes = training_prefixes(data.split, LENGTH)
+        for head in heads:
+            head.setup(model.encoder, data.split, model.prefixes)
+    return model.train()
+
+
+def ours(data: RecommenderData, heads: list[Any]) -> Callable[[], None]:
+    """A step as training takes it."""
+    model = model_of(data, heads)
+    optimizers, generator = model.configure_optimizers(), torch.Generator().manual_seed(0)
+    batches = iter(data.train_dataloader())
+
+    def step() -> None:
+        batch = next(batches)
+        samples = None
+        if heads:
+            assert model.prefixes is not None
+            items, lengths = model.prefixes.gather(batch.samples)
+            samples = Samples(items, lengths, model.prefixes.targets[batch.samples], batch.samples, generator)
+        model.update(optimizers, batch, samples, generator)
+
+    return step
+
+
+def usual(data: RecommenderData, heads: list[Any]) -> Callable[[], None]:
+    """The same step with a padded row for each prefix, and views of full width."""
+    model = model_of(data, heads)
+    optimizers, generator = model.configure_optimizers(), torch.Generator().manual_seed(0)
+    table = model.prefixes or training_prefixes(data.split, LENGTH)
+    order = torch.randperm(len(table), generator=generator)
+    place = 0
+    encoder = model.encoder
+    encoder.encode_grouped = encoder.encode  # type: ignore[method-assign]
+
+    def step() -> None:
+        nonlocal place
+        rows = order[place : place + BATCH]
+        place += BATCH
+        items, lengths = table.gather(rows)
+        items = F.pad(items, (0, LENGTH - items.shape[1]))
+        batch = Batch(items, lengths, torch.arange(len(rows)), lengths - 1, table.targets[rows], rows)
+        model.update(
+            optimizers, batch, Samples(items, lengths, table.targets[rows], rows, generator), generator
+        )
+
+    return step
+
+
+def rank_ours(data: RecommenderData) -> Callable[[], None]:
+    """One pass over the validation cases as training makes it."""
+    encoder = model_of(data, []).encoder.eval()
+
+    @torch.inference_mode()
+    def evaluate() -> None:
+        for batch in data.val_dataloader():
+            states = encoder.encode(batch.items, batch.lengths)
+            rank_by_vectors(states, encoder.item_vectors(), batch.targets.numpy())
+
+    return evaluate
+
+
+def rank_usual(data: RecommenderData) -> Callable[[], None]:
+    """The same pass with padding to full width, a kept score matrix and the 20 best of each row."""
+    encoder = model_of(data, []).encoder.eval()
+    batches = HeldOutBatches(data.split.valid, max_length=LENGTH, batch_size=BATCH)
+
+    @torch.inference_mode()
+    def evaluate() -> None:
+        scores: list[Tensor] = []
+        targets = []
+        for batch in batches:
+            items = F.pad(batch.items, (0, LENGTH - batch.items.shape[1]))
+            scores.append(encoder.encode(items, batch.lengths) @ encoder.item_vectors().T)
+            targets.append(batch.targets)
+        top = torch.cat(scores).topk(20).indices
+        (top == torch.cat(targets)[:, None]).float().sum(1).mean()
+
+    return evaluate
+
+
+THREE_PHASES = {"update": "released", "model_weight": 0.05}
+CONTESTANTS: dict[str, tuple[Callable[..., Callable[[], None]], Any]] = {
+    "SASRec step": (ours, []),
+    "SASRec step, usual": (usual, []),
+    "MCLRec step": (ours, [{}]),
+    "MCLRec step, three phases": (ours, [THREE_PHASES]),
+    "MCLRec step, three phases, usual": (usual, [THREE_PHASES]),
+    "full ranking": (rank_ours, None),
+    "full ranking, usual": (rank_usual, None),
+}
+
+
+def measure(options: argparse.Namespace) -> dict[str, float]:
+    make, heads = CONTESTANTS[options.one]
+    data = load(options)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run = make(data) if heads is None else make(data, [MCLRec(**arguments) for arguments in heads])
+    repeats = options.repeats if heads is not None else max(2, options.repeats // 10)
+    wall, cpu = [], []
+    for _ in range(repeats + 1):
+        start, used = time.perf_counter(), time.process_time()
+        run()
+        wall.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - used)
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    steps = len(data.train_dataloader()) if heads is not None else 1
+    return {
+        "wall": statistics.median(wall[1:]),
+        "cpu": statistics.median(cpu[1:]),
+        "mean cpu": statistics.fmean(cpu[1:]),
+        "peak MB": peak,
+        "steps": steps,
+    }
+
+
+def one(options: argparse.Namespace, name: str, **sizes: int) -> dict[str, float]:
+    words = [sys.executable, __file__, "--one", name, "--threads", str(options.threads)]
+    words += ["--repeats", str(options.repeats)]
+    words += ["--data", options.data] if options.data and not sizes else []
+    for key, number in {
+        "users": options.users,
+        "items": options.items,
+        "length": options.length,
+        **sizes,
+    }.items():
+        words += [f"--{key}", str(number)]
+    environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "-1"}  # keep freed memory, as training does
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+GROWTH: dict[str, list[dict[str, int]]] = {
+    "users": [{"users": n, "items": 12_000} for n in (5_000, 20_000, 80_000)],
+    "items": [{"users": 20_000, "items": n} for n in (10_000, 100_000, 1_000_000)],
+    "length": [{"users": 5_000, "items": 12_000, "length": n} for n in (8, 16, 32, 64)],
+}
+
+
+def grow(options: argparse.Namespace) -> None:
+    rows = []
+    for sizes in GROWTH[options.grow]:
+        row: dict[str, float] = dict(sizes)
+        for name in ("SASRec step", "full ranking"):
+            found = one(options, name, **sizes)
+            row |= {f"{name}, ms": 1000 * found["wall"], f"{name}, MB": found["peak MB"]}
+        rows.append(row)
+        print("  ".join(f"{key} {value:,.0f}" for key, value in row.items()), flush=True)
+    if options.out:
+        draw(rows, options.grow, options.out)
+
+
+def draw(rows: list[dict[str, float]], what: str, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for name in ("SASRec step", "full ranking"):
+        for axes, unit in ((left, "ms"), (right, "MB")):
+            axes.plot([row[what] for row in rows], [row[f"{name}, {unit}"] for row in rows], "o-", label=name)
+            axes.set(xscale="log", yscale="log", xlabel=what, ylabel=unit)
+    left.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", default="", help="file of histories; generated ones by default")
+    parser.add_argument("--users", type=int, default=22_000)
+    parser.add_argument("--items", type=int, default=12_000)
+    parser.add_argument("--length", type=int, default=9)
+    parser.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
+    parser.add_argument("--grow", choices=list(GROWTH), help="measure growth instead of comparing")
+    parser.add_argument("--repeats", type=int, default=20, help="steps, of which the median counts")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--out", type=Path, help="picture of the growth, or JSON of the comparison")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        torch.set_num_threads(options.threads)
+        print(json.dumps(measure(options)))
+        return
+    print(
+        f"{platform.machine()}, torch {torch.__version__}, {options.threads} threads, {options.data or 'generated'}"
+    )
+    if options.grow:
+        grow(options)
+        return
+    found: dict[str, dict[str, float]] = {}
+    for name in options.contestants:
+        found[name] = one(options, name)
+        f, reference = found[name], found.get(name.removesuffix(", usual"))
+        ratio = (
+            ""
+            if reference is f or reference is None
+            else (f"  {f['wall'] / reference['wall']:.1f}x wall, {f['cpu'] / reference['cpu']:.1f}x CPU")
+        )
+        epoch = "" if f["steps"] == 1 else f"  epoch {f['cpu'] * f['steps']:,.0f} CPU-s"
+        print(
+            f"{name:34} {1000 * f['wall']:9,.0f} ms wall {1000 * f['cpu']:9,.0f} ms CPU "
+            f"{f['peak MB']:7,.0f} MB{epoch}{ratio}",
+            flush=True,
+        )
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
