@@ -5,6 +5,7 @@ python scripts/reproduce/summarise.py
 
 import argparse
 import json
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,63 @@ def section(document: Mapping[str, Any], picture: str) -> str:
     return "\n".join(lines)
 
 
+def recommenders(document: Mapping[str, Any]) -> str:
+    """The table of recommenders on one data set: floors, methods, each with its transition mixture, and the papers'."""
+    shown = document["shown"]
+    lines = [f"## Next-item recommendation: {document['dataset']}", ""]
+    lines += [
+        f"`{document['command']}`. Test items, the epoch chosen by validation NDCG@10, the whole catalogue ranked, "
+        "history kept, ties against the model. The rows in italics are the papers' own numbers.",
+        "",
+        f"| method | seeds | epoch | seconds | {' | '.join(shown)} |",
+        "|---" * (len(shown) + 4) + "|",
+    ]
+    for runs in document["rows"]:
+        name = runs[0]["method"]
+        lines.append(_row(name, runs, [[run["test"][metric] for run in runs] for metric in shown]))
+        if "mixture" in runs[0]:
+            mixed = [[run["mixture"]["HR@10 kept"]["test"][metric] for run in runs] for metric in shown]
+            if any(run["mixture"]["HR@10 kept"]["weight"] for run in runs):
+                lines.append(_row(f"{name} + transition mixture", runs, mixed))
+        if name in document["papers"]:
+            published = " | ".join(
+                "" if value is None else f"*{value:.4f}*" for value in document["papers"][name]
+            )
+            lines.append(f"| *{name}, published* | | | | {published} |")
+    lines.append("")
+    cut = [
+        run
+        for runs in document["rows"]
+        for run in runs
+        if run.get("epochs") and run["epoch"] == run["epochs"]
+    ]
+    if cut:
+        names = ", ".join(dict.fromkeys(run["method"] for run in cut))
+        lines += [f"Still rising when their time was over, so that more is to be had: {names}.", ""]
+    if document["comparisons"]:
+        lines += ["Paired bootstrap over test users of NDCG@10 against SASRec with the same seed:", ""]
+        for found in document["comparisons"]:
+            lines.append(
+                f"- {found['method']}, seed {found['seed']}: {found['difference']:+.4f} "
+                f"[{found['low']:+.4f}, {found['high']:+.4f}], p = {found['p']:.2g}"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _row(name: str, runs: list[Mapping[str, Any]], values: list[list[float]]) -> str:
+    cells = " | ".join(
+        f"{statistics.fmean(column):.4f}" + (f" ± {statistics.stdev(column):.4f}" if len(column) > 1 else "")
+        for column in values
+    )
+    epochs = ", ".join(f"{run['epoch']} of {run['epochs']}" for run in runs if "epoch" in run)
+    device = {run["device"] for run in runs if "device" in run}
+    seconds = ", ".join(f"{run['seconds']:.0f}" for run in runs) + (
+        f" ({', '.join(sorted(device))})" if device else ""
+    )
+    return f"| {name} | {len(runs) if epochs else ''} | {epochs} | {seconds} | {cells} |"
+
+
 def main() -> None:
     here = Path(__file__).parent
     parser = argparse.ArgumentParser(
@@ -63,6 +121,9 @@ def main() -> None:
         options.results.glob("*.json"), key=lambda path: (path.stem.split("-")[0], -len(path.stem))
     ):
         document = json.loads(path.read_text(encoding="utf-8"))
+        if document.get("kind") == "recommenders":
+            parts.append(recommenders(document))
+            continue
         parts.append(section(document, f"scripts/reproduce/results/{path.stem}.png"))
     options.out.write_text("\n".join(parts), encoding="utf-8")
     print(f"wrote {options.out}")
