@@ -131,11 +131,16 @@ class Neighbours:
 
     def exact(self, queries: Array, k: int, mask: Array | None) -> tuple[Array, Array]:
         """The same, by comparing all vectors in ``mask``."""
-        best = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        best: tuple[Array, Array] | None = None
         for slots, base in self._blocks(mask):
             scores, found = engine.exact_search(base, queries, min(k, len(base)), self.euclidean)
             found = found if slots is None else slots[found]
-            best = _best(np.concatenate([best[0], scores], 1), np.concatenate([best[1], found], 1), k)
+            if best is not None:
+                scores, found = np.concatenate([best[0], scores], 1), np.concatenate([best[1], found], 1)
+                scores, found = _best(scores, found, k)
+            best = scores, found
+        if best is None:
+            best = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         missing = ((0, 0), (0, k - best[0].shape[1]))
         if missing[1][1]:
             return np.pad(best[0], missing, constant_values=-np.inf), np.pad(
@@ -156,8 +161,7 @@ class Neighbours:
                 slots[q].append(found[a:b])
         else:
             for block, base in self._blocks(mask):
-                for q, query in enumerate(queries):
-                    close = -np.linalg.norm(base - query, axis=1) if self.euclidean else base @ query
+                for q, close in enumerate(engine.all_scores(base, queries, self.euclidean)):
                     near = np.flatnonzero(close >= closeness)
                     scores[q].append(close[near])
                     slots[q].append(near if block is None else block[near])
@@ -225,8 +229,8 @@ class Neighbours:
         return best
 
     def _blocks(self, mask: Array | None) -> Iterator[tuple[Array | None, Array]]:
-        """Slots in ``mask`` and their vectors: all at once (no slots) where they lie in memory, else part by part."""
-        if mask is None and self.store is not None and self.store.path is None:
+        """Slots in ``mask`` and their vectors: all at once (no slots) where they lie side by side, else in parts."""
+        if mask is None and self.store is not None:
             if len(self.store):
                 yield None, self.store.rows
             return
@@ -237,16 +241,8 @@ class Neighbours:
 
     def _rank_again(self, queries: Array, slots: Array, k: int) -> tuple[Array, Array]:
         """The best ``k`` of each query's candidate slots ``(Q, c)``, by the vectors themselves."""
-        scores = np.empty(slots.shape, np.float32)
-        for start in range(0, len(queries), 256):
-            part = slice(start, start + 256)
-            vectors = self.rows(slots[part])
-            if self.euclidean:
-                scores[part] = -np.linalg.norm(vectors - queries[part, None], axis=2)
-            else:
-                scores[part] = (vectors @ queries[part, :, None])[..., 0]
-        scores[slots < 0] = -np.inf
-        return _best(scores, slots, k)
+        assert self.store is not None
+        return _best(engine.pairs(self.store.rows, queries, slots, self.euclidean), slots, k)
 
     # ------------------------------------------------------------------ on disk
 
@@ -289,7 +285,7 @@ class Neighbours:
 
 def _best(scores: Array, slots: Array, k: int) -> tuple[Array, Array]:
     """The ``k`` highest scores of each row, falling, and their slots."""
-    if scores.shape[1] <= k and (len(scores) == 0 or bool((np.diff(scores, axis=1) <= 0).all())):
+    if scores.shape[1] <= k and (len(scores) == 0 or bool((scores[:, 1:] <= scores[:, :-1]).all())):
         return scores, slots
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(scores, order, 1), np.take_along_axis(slots, order, 1)

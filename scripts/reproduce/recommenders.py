@@ -45,6 +45,7 @@ from recsys import (
     ranking_metrics,
 )
 from recsys.data import Sequences
+from recsys.metrics import paired_bootstrap
 
 FLOORS: dict[str, Callable[[], Any]] = {
     "popularity": Popularity,

@@ -125,7 +125,6 @@ def test_unseen_items_are_all_there_and_no_more(recommender, data):
     assert [len(one.ids) for one in ragged] == [12, 10, 0]
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered in subtract:RuntimeWarning")
 @pytest.mark.parametrize("factory", ["HNSW4", "IVF8,Flat", "IVF4,PQ4x4"])
 def test_an_approximate_index_comes_back_with_k_too(data, factory):
     encoder = Last(data.num_items)

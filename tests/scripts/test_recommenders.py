@@ -1,0 +1,37 @@
+"""The tables of recommenders: trained, resumed and written by the command that the results name."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from recsys import SequenceData
+
+REPRODUCE = Path(__file__).parents[2] / "scripts" / "reproduce"
+
+
+def run(script, *words):
+    done = subprocess.run(
+        [sys.executable, str(REPRODUCE / script), *map(str, words)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_a_table_of_recommenders(tmp_path):
+    SequenceData.generate(users=60, items=40, seed=0).write(tmp_path / "small.seq.tsv.gz")
+    words = ["--data", tmp_path, "--dataset", "small", "--seeds", 0, "--epochs", 1, "--threads", 1]
+    words += ["--work", tmp_path / "work", "--out", tmp_path / "out"]
+    run("recommenders.py", *words, "--method", "SASRec")
+    printed = run("recommenders.py", *words, "--method", "SASRec", "MCLRec")
+    assert "small SASRec" not in printed  # finished before, and read
+    document = json.loads((tmp_path / "out/recommenders-small.json").read_text(encoding="utf-8"))
+    names = [rows[0]["method"] for rows in document["rows"]]
+    assert names == ["popularity", "Markov chain", "item-kNN", "SASRec", "MCLRec"]
+    for rows in document["rows"]:
+        assert 0 <= rows[0]["test"]["NDCG@10"] <= rows[0]["test"]["HR@10"] <= 1
+    assert [found["method"] for found in document["comparisons"]] == ["MCLRec"]
+    run("summarise.py", "--results", tmp_path / "out", "--out", tmp_path / "RESULTS.md")
+    page = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert "| SASRec | 1 | 1 of 1 |" in page
+    assert "Still rising when their time was over" in page
