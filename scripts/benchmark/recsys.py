@@ -5,8 +5,10 @@
 
 The usual way is a row of 50 columns for every training prefix, padded on the right, a batch of 256 of them, dense
 logits, and for evaluation the whole score matrix and a top-k; RecBole's SASRec and MCLRec's published code do so.
-Each contestant runs in a process of its own, so that peak memory is its own. Without --data, histories are generated in
-the size of Amazon Beauty. Time per epoch is that of a median step times the steps of an epoch.
+RecBole itself takes part if PYTHONPATH names a folder with it (pip install --no-deps --target FOLDER recbole==1.2.1, and
+what its import asks for): its dependencies are older than ours. Each contestant runs in a process of its own, so that peak
+memory is its own. Without --data, histories are generated in the size of Amazon Beauty. Time per epoch is that of a median
+step times the steps of an epoch.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 # This file has the package's name, and Python looks in its folder first.
@@ -98,6 +101,73 @@ def usual(data: RecommenderData, heads: list[Any]) -> Callable[[], None]:
     return step
 
 
+def recbole(data: RecommenderData) -> Any:
+    """RecBole's SASRec for the same items, and the names of its inputs."""
+    from recbole.model.sequential_recommender.sasrec import SASRec as Theirs
+
+    class Config(dict[str, Any]):
+        def __getitem__(self, key: str) -> Any:
+            return self.get(key)
+
+    config = Config(
+        USER_ID_FIELD="user",
+        ITEM_ID_FIELD="item",
+        LIST_SUFFIX="_list",
+        ITEM_LIST_LENGTH_FIELD="length",
+        NEG_PREFIX="negative_",
+        MAX_ITEM_LIST_LENGTH=LENGTH,
+        device="cpu",
+        n_layers=2,
+        n_heads=2,
+        hidden_size=64,
+        inner_size=256,
+        hidden_dropout_prob=0.5,
+        attn_dropout_prob=0.5,
+        hidden_act="gelu",
+        layer_norm_eps=1e-12,
+        initializer_range=0.02,
+        loss_type="CE",
+    )
+    torch.manual_seed(0)
+    return Theirs(config, SimpleNamespace(num=lambda field: data.num_items + 1))
+
+
+def padded(items: Tensor, lengths: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """A batch as RecBole has it: ``LENGTH`` columns."""
+    return {"item_list": F.pad(items, (0, LENGTH - items.shape[1])), "length": lengths, "item": targets}
+
+
+def recbole_step(data: RecommenderData, heads: list[Any]) -> Callable[[], None]:
+    """A step of RecBole's SASRec with its cross-entropy."""
+    model = recbole(data).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    table = training_prefixes(data.split, LENGTH)
+    batches = iter(torch.randperm(len(table)).split(BATCH))
+
+    def step() -> None:
+        rows = next(batches)
+        optimizer.zero_grad()
+        model.calculate_loss(padded(*table.gather(rows), table.targets[rows])).backward()
+        optimizer.step()
+
+    return step
+
+
+def recbole_rank(data: RecommenderData) -> Callable[[], None]:
+    """Full ranking as RecBole's evaluation collects it: scores of a batch, the 20 best, whether the target is there."""
+    model = recbole(data).eval()
+    batches = HeldOutBatches(data.split.valid, max_length=LENGTH, batch_size=BATCH)
+
+    @torch.inference_mode()
+    def evaluate() -> None:
+        for batch in batches:
+            scores = model.full_sort_predict(padded(batch.items, batch.lengths, batch.targets))
+            scores[:, 0] = -torch.inf
+            (scores.topk(20).indices == batch.targets[:, None]).sum()
+
+    return evaluate
+
+
 def rank_ours(data: RecommenderData) -> Callable[[], None]:
     """One pass over the validation cases as training makes it."""
     encoder = model_of(data, []).encoder.eval()
@@ -134,11 +204,13 @@ THREE_PHASES = {"update": "released", "model_weight": 0.05}
 CONTESTANTS: dict[str, tuple[Callable[..., Callable[[], None]], Any]] = {
     "SASRec step": (ours, []),
     "SASRec step, usual": (usual, []),
+    "SASRec step, RecBole": (recbole_step, []),
     "MCLRec step": (ours, [{}]),
     "MCLRec step, three phases": (ours, [THREE_PHASES]),
     "MCLRec step, three phases, usual": (usual, [THREE_PHASES]),
     "full ranking": (rank_ours, None),
     "full ranking, usual": (rank_usual, None),
+    "full ranking, RecBole": (recbole_rank, None),
 }
 
 
@@ -244,8 +316,14 @@ def main() -> None:
         return
     found: dict[str, dict[str, float]] = {}
     for name in options.contestants:
-        found[name] = one(options, name)
-        f, reference = found[name], found.get(name.removesuffix(", usual"))
+        try:
+            found[name] = one(options, name)
+        except subprocess.CalledProcessError as failed:
+            if "RecBole" not in name or "No module named" not in failed.stderr:
+                raise SystemExit(failed.stderr) from None
+            print(f"{name:34} not installed")
+            continue
+        f, reference = found[name], found.get(name.rpartition(", ")[0])
         ratio = (
             ""
             if reference is f or reference is None
