@@ -49,9 +49,9 @@ NOTES = (
     "four positives see two and a half times as many views; here all runs see equally many. The balanced control has "
     "as many samples as the long tail, so that the drop is due to imbalance alone. A first trial on digits, with a "
     "tail of 0.02 and, for four positives, fewer steps instead of smaller batches, was inconclusive about the drop "
-    "(points less than InfoNCE: K=1 0.4 ± 0.8, K=4 0.7 ± 1.3) and put K=4 0.8 ± 0.8 points below K=1. On CIFAR-10 the "
-    "tail costs no method more than about two points of neighbours, within the noise of ten labels a class. Settings were "
-    "chosen there on an H200, in 6 runs of about 150 seconds; the seeds ran on one core."
+    "(points less than InfoNCE: K=1 0.4 ± 0.8, K=4 0.7 ± 1.3) and put K=4 0.8 ± 0.8 points below K=1. On CIFAR-10 "
+    "the tail costs no method more than about two points of neighbours, within the noise of ten labels a class. "
+    "Settings were chosen there on an H200, in 6 runs of about 150 seconds; the seeds ran on one core."
 )
 LEARNING_RATE = 0.002
 LABELS, DRAWS = 10, 20  # labels a class to judge by, and how often they are drawn

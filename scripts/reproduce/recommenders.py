@@ -167,7 +167,9 @@ def train(options: argparse.Namespace, method: str, settings: dict[str, Any], se
     start = time.perf_counter()
     trainer.fit(model, data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     seconds = time.perf_counter() - start
-    device = torch.cuda.get_device_name() if model.device.type == "cuda" else platform.machine()
+    device = (
+        torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else platform.machine()
+    )
     saved = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
     with torch.inference_mode():
         (valid,) = trainer.validate(

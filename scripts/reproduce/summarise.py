@@ -56,8 +56,9 @@ def recommenders(document: Mapping[str, Any]) -> str:
     shown = document["shown"]
     lines = [f"## Next-item recommendation: {document['dataset']}", ""]
     lines += [
-        f"`{document['command']}`. Test items, the epoch chosen by validation NDCG@10, the whole catalogue ranked, "
-        "history kept, ties against the model. The rows in italics are the papers' own numbers.",
+        f"`{document['command']}`. Test items; the epoch chosen by validation NDCG@10, the whole catalogue ranked, "
+        "history kept, ties against the model. Rows in italics are the papers' own numbers; seconds on an "
+        "H200 are of one process among nineteen.",
         "",
         f"| method | seeds | epoch | seconds | {' | '.join(shown)} |",
         "|---" * (len(shown) + 4) + "|",

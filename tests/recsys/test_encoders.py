@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from recsys import GRU4Rec, SASRec
+from recsys.encoders import Block, Dropout
 from recsys.official import load_recbole, translate
 
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -79,6 +80,33 @@ def test_groups_do_not_change_states(make):
     encoder = make(30, 16, max_length=20).double().eval()
     items, lengths = histories(100, 20, 30)
     torch.testing.assert_close(encoder.encode_grouped(items, lengths), encoder.encode(items, lengths))
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_dropout_keeps_its_share_and_scales(share):
+    torch.manual_seed(0)
+    dropout, inputs = Dropout(share), torch.ones(301, 1001, requires_grad=True)
+    outputs = dropout(inputs)
+    outputs.sum().backward()
+    assert outputs.unique().tolist() == [0.0, pytest.approx(1 / (1 - share))]
+    assert float((outputs == 0).float().mean()) == pytest.approx(share, abs=3e-3)
+    assert torch.equal(inputs.grad, outputs.detach())
+    neighbours = (outputs[:, 1:] > 0).float() * (outputs[:, :-1] > 0).float()
+    assert float(neighbours.mean()) == pytest.approx((1 - share) ** 2, abs=3e-3)
+    assert dropout.eval()(inputs) is inputs
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_with_dropout_is_attention(masked):
+    block = Block(16, 2, 32, 0.0, 1e-9).double().train()
+    items, lengths = histories(4, 6, 30)
+    mask = None
+    if masked:
+        items[0, 2] = 0
+        mask = SASRec(30, 16, max_length=6)._mask(items, lengths, torch.float64)
+    states = torch.randn(4, 6, 16, dtype=torch.float64)
+    outputs = block(states, mask)
+    torch.testing.assert_close(outputs, block.eval()(states, mask))
 
 
 def test_nothing_attends_to_a_masked_item():
