@@ -24,6 +24,7 @@ PLAIN_COMMANDS = {
     "embed": "write the vectors of a data set to disk, going on where it was stopped",
     "index": "build a searchable index of vectors on disk",
     "search": "what is closest to an item of an index, or to an image",
+    "recommend": "what comes next after a history of items, by a trained recommender",
     "explore": "a local page over an index: neighbours, a map, two encoders side by side",
     "export": "the encoder of a run as ONNX, TorchScript or safetensors, compared with the original",
     "report": "write report.html into a run folder",
@@ -86,11 +87,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_ours(mistake: BaseException) -> bool:
-    """Tell whether this package raised an exception itself, and so chose its words for the user."""
+    """Tell whether we raised an exception ourselves, and so chose its words for the user."""
     trace = mistake.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("contrastive.")
+    name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    return name.startswith(("contrastive.", "recsys."))
 
 
 def _overview() -> str:

@@ -1,6 +1,8 @@
 """The commands beside training: each is a function of the library with a parser made from its signature."""
 
 import ast
+import inspect
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +23,27 @@ def run_command(command: str, words: Sequence[str]) -> int:
     else:
         parser.add_function_arguments(function, skip={"data"}, as_group=False)
     try:
-        arguments = parser.parse_args(list(words))
+        arguments = parser.parse_args(_with_lists(words, function))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     return show(function(**arguments.as_dict())) or 0
+
+
+def _with_lists(words: Sequence[str], function: Callable[..., Any]) -> list[str]:
+    """``--history a b`` as ``--history ["a", "b"]``, which the parser takes, for options that are lists of words."""
+    parameters = inspect.signature(function).parameters.values()
+    lists = {f"--{one.name}" for one in parameters if "list[str]" in str(one.annotation)}
+    gathered: list[str] = []
+    values: list[str] | None = None
+    for word in (*words, "--"):
+        if values is not None and not word.startswith("--"):
+            values.append(word)
+            continue
+        if values is not None:
+            gathered.append(values[0] if values and values[0].startswith("[") else json.dumps(values))
+        values = [] if word in lists else None
+        gathered.append(word)
+    return gathered[:-1]
 
 
 def _probe() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
@@ -52,9 +71,9 @@ def _few_shot() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
 
 
 def _embed() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
-    from contrastive.retrieval import embed_run
+    from contrastive.retrieval import write_embeddings
 
-    return embed_run, lambda embeddings: None  # it prints its progress
+    return write_embeddings, lambda embeddings: None  # it prints its progress
 
 
 def _index() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
@@ -68,6 +87,13 @@ def _search() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
     from contrastive.retrieval.run import format_neighbours
 
     return search_index, lambda found: print(format_neighbours(found))
+
+
+def _recommend() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
+    from contrastive.retrieval.run import format_neighbours
+    from recsys.recommend import recommend_items
+
+    return recommend_items, lambda found: print(format_neighbours(found))
 
 
 def _explore() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
@@ -141,6 +167,7 @@ COMMANDS = {
     "embed": _embed,
     "index": _index,
     "search": _search,
+    "recommend": _recommend,
     "explore": _explore,
     "export": _export,
     "report": _report,

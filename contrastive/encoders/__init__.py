@@ -7,6 +7,7 @@ from contrastive.encoders.export import export_encoder
 from contrastive.encoders.heads import PredictionHead, ProjectionHead
 from contrastive.encoders.mlp import MLPEncoder
 from contrastive.encoders.momentum import MomentumEncoder
+from contrastive.encoders.text import TextEncoder
 
 __all__ = [
     "ConvEncoder",
@@ -14,6 +15,7 @@ __all__ = [
     "MomentumEncoder",
     "PredictionHead",
     "ProjectionHead",
+    "TextEncoder",
     "TimmEncoder",
     "TorchvisionEncoder",
     "export_encoder",

@@ -176,6 +176,11 @@ def _load_weights(encoder: nn.Module, weights: dict[str, Tensor], folder: Path) 
     encoder.load_state_dict(weights)
 
 
+def weights_fingerprint(encoder: nn.Module) -> str:
+    """What :func:`save_encoder` records of the weights of an encoder: the same wherever they came from."""
+    return _fingerprint({name: value.detach().cpu() for name, value in encoder.state_dict().items()})
+
+
 def _fingerprint(weights: dict[str, Tensor]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes; how the weights are stored does not matter."""
     digest = hashlib.sha256()

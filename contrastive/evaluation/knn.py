@@ -63,8 +63,9 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """The ``k`` nearest rows of ``bank`` for each query, exactly, in blocks of queries.
 
-    FAISS searches on the CPU where it is installed, PyTorch elsewhere; the neighbours are the same, up to
-    ties.
+    FAISS searches on the CPU where it is installed, PyTorch elsewhere; the neighbours are the same, up to the
+    last digits of their closeness. The size of the blocks changes nothing, and of equally close rows the first
+    comes first.
 
     Returns:
         Closeness ``(Q, k)``, falling along each row (the cosine, or minus the Euclidean distance), and the

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_WIDEST_RANGE = 60.0
+"""exp(-60) and its reciprocal are far from the ends of float32."""
+
 
 class ByCluster(NamedTuple):
     """Rows in the order of their clusters: cluster ``c`` has the rows ``order[starts[c] : starts[c] + counts[c]]``."""
@@ -44,7 +47,8 @@ def assignment_plan(scores: Tensor, epsilon: float, iterations: int = 10) -> Ten
 
     Maximises ``<plan, scores> + epsilon · entropy`` over plans whose rows sum to 1 and whose columns sum alike (Caron
     et al., "SwAV", arXiv 2006.09882, eqs. 3 and 5). It stops before convergence, as published; rows sum to 1 exactly.
-    Computed with logarithms, so that no epsilon overflows.
+    Computed by scaling rows and columns of one matrix of exponentials, or, where these would underflow, with
+    logarithms, so that any epsilon will do.
 
     Args:
         scores: ``(R, K)``, larger for clusters that fit better.
@@ -62,6 +66,13 @@ def assignment_plan(scores: Tensor, epsilon: float, iterations: int = 10) -> Ten
             "assignment_plan: scores are not finite; look for bad values in the embeddings or the prototypes."
         )
     log_plan = scores / epsilon
+    if log_plan.numel() and bool(log_plan.max() - log_plan.min() < _WIDEST_RANGE):
+        kernel = (log_plan - log_plan.max()).exp()
+        rows = kernel.new_ones(len(kernel), 1)
+        for _ in range(iterations):
+            columns = (rows.T @ kernel).reciprocal()
+            rows = (kernel @ columns.T).reciprocal()
+        return rows * kernel * columns
     for _ in range(iterations):
         log_plan = log_plan - log_plan.logsumexp(0)
         log_plan = log_plan - log_plan.logsumexp(1, keepdim=True)

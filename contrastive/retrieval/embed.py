@@ -1,10 +1,11 @@
 """Writing the features of an encoder to disk: by every process, a shard at a time, going on where it was stopped."""
 
 import io
+import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,22 +16,24 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from contrastive.data.loader import Loader
-from contrastive.retrieval.ids import Ids, as_ids
+from contrastive.retrieval.ids import Array, Ids, as_ids
+from contrastive.retrieval.metadata import Columns, as_columns
 from contrastive.retrieval.shards import Embeddings, begin, finish, shard_path, write_shard
 
 Folder = str | os.PathLike[str]
 
 
 def embed(
-    encoder: Callable[[Tensor], Tensor],
-    inputs: Tensor | Dataset[Tensor],
+    encoder: Callable[[Any], Tensor],
+    inputs: Tensor | Dataset[Tensor] | Sequence[str],
     out: Folder,
     *,
     ids: Ids | None = None,
-    metadata: dict[str, Sequence[Any]] | None = None,
+    metadata: Columns = None,
     thumbnails: bool = False,
     fingerprint: str = "",
     data: str = "",
+    about: Mapping[str, Any] | None = None,
     batch_size: int = 256,
     shard_size: int = 16_384,
     num_workers: int = 0,
@@ -44,13 +47,14 @@ def embed(
 
     Args:
         encoder: maps a batch of inputs to ``(B, D)``; a module is used in evaluation mode.
-        inputs: tensor ``(N, ...)``, or a data set that maps a tensor of row numbers to a batch of inputs.
+        inputs: tensor ``(N, ...)``, a data set that maps a tensor of row numbers to a batch of inputs, or texts.
         out: folder to write to, or to go on in.
         ids: ``(N,)`` integers or strings; 0 to N - 1 by default.
-        metadata: further columns, N values each.
+        metadata: further columns, N values each, or a table.
         thumbnails: add a column ``thumbnail`` with each input as PNG; inputs must be uint8 images ``(B, C, H, W)``.
         fingerprint: of the encoder: the index remembers it, and a run with another encoder does not go on here.
         data: fingerprint of the inputs, to the same end.
+        about: what else to record in the manifest, JSON-able, as the preprocessing; to the same end.
         batch_size: inputs that are encoded at a time.
         shard_size: vectors in a shard.
         num_workers: processes that read inputs ahead.
@@ -66,7 +70,7 @@ def embed(
     """
     folder, count = Path(out), len(inputs)  # type: ignore[arg-type]
     names = as_ids(np.arange(count) if ids is None else ids, "embed")
-    columns = {name: list(values) for name, values in (metadata or {}).items()}
+    columns = as_columns(metadata)
     for what, size in {"ids": len(names), **{name: len(values) for name, values in columns.items()}}.items():
         if size != count:
             raise ValueError(f"embed: {what} has {size} values for {count} inputs; give one for each.")
@@ -74,6 +78,8 @@ def embed(
         raise ValueError(
             f"embed: {count} inputs, batch_size={batch_size}, shard_size={shard_size}; each must be above 0."
         )
+    if thumbnails and isinstance(inputs, Sequence):
+        raise ValueError("embed: thumbnails are of images, the inputs are texts; pass thumbnails=False.")
     plan = {
         "count": count,
         "shard_size": shard_size,
@@ -81,6 +87,7 @@ def embed(
         "data": data or None,
         "normalised": False,
         "thumbnails": thumbnails,
+        **json.loads(json.dumps(about or {})),
     }
     begin(folder, plan)
     shards = math.ceil(count / shard_size)
@@ -89,17 +96,20 @@ def embed(
     for number in range(rank, shards, world):
         if shard_path(folder, number).is_file():
             continue
-        rows = torch.arange(number * shard_size, min((number + 1) * shard_size, count))
-        loader = Loader(inputs, rows=rows, batch_size=batch_size, num_workers=num_workers, sharded=False)
-        vectors, pictures = _encode(encoder, loader, device, thumbnails)
-        chosen: dict[str, Any] = {
-            name: values[int(rows[0]) : int(rows[-1]) + 1] for name, values in columns.items()
-        }
-        if thumbnails:
-            chosen["thumbnail"] = pictures
+        part = slice(number * shard_size, min((number + 1) * shard_size, count))
+        chosen: dict[str, Any] = {name: values[part] for name, values in columns.items()}
+        if isinstance(inputs, Sequence):
+            vectors = _encode_texts(encoder, inputs[part], batch_size, device)
+        else:
+            rows = torch.arange(part.start, part.stop)
+            loader = Loader(inputs, rows=rows, batch_size=batch_size, num_workers=num_workers, sharded=False)
+            pictures: list[bytes] = []
+            vectors = _encode(encoder, _watched(loader, pictures) if thumbnails else loader, device)
+            if thumbnails:
+                chosen["thumbnail"] = pictures
         table = pa.table(chosen) if chosen else None
-        write_shard(folder, number, names[rows.numpy()], vectors, table)
-        done += len(rows)
+        write_shard(folder, number, names[part], vectors, table)
+        done += part.stop - part.start
         rate = done / (time.perf_counter() - start)
         print(
             f"embedded {done:,} of {count:,} here ({rate:,.0f} a second), shard {number + 1} of {shards}",
@@ -113,7 +123,8 @@ def embed_run(
     out: Folder,
     *,
     source: str | None = None,
-    split: Literal["train", "test"] = "test",
+    split: Literal["train", "test"] | None = None,
+    id_prefix: str = "",
     thumbnails: bool = True,
     shard_size: int = 16_384,
     batch_size: int = 256,
@@ -128,7 +139,9 @@ def embed_run(
         out: folder to write to, or to go on in.
         source: the images, as for :class:`contrastive.data.ImageData`, brought to the size that the run was trained on;
             by default the run's own data.
-        split: which part of the data.
+        split: which part of the data; by default the test set, or everything where there is none.
+        id_prefix: ids are this and the row number, as ``train-7``, so that several sets can be searched together;
+            without it they are row numbers.
         thumbnails: keep each image as PNG, for pages that show neighbours.
         shard_size: vectors in a shard.
         batch_size: images that are encoded at a time.
@@ -150,6 +163,106 @@ def embed_run(
         shape = tuple(getattr(data, "image_shape", (3, 32, 32)))
         data = ImageData(source, size=shape[1:], channels=1 if shape[0] == 1 else 3)
         data.prepare_data()
+    described = describe_encoder(run)
+    preprocessing = {"shape": getattr(data, "image_shape", None)}
+    preprocessing |= {name: (described.get("config") or {}).get(name) for name in ("mean", "std")}
+    return _embed_data(
+        load_run_encoder(run),
+        data,
+        out,
+        split,
+        id_prefix,
+        thumbnails and getattr(data, "image_shape", None) is not None,
+        fingerprint=described.get("fingerprint") or "",
+        about={"encoder": described.get("class"), "preprocessing": preprocessing},
+        batch_size=batch_size,
+        shard_size=shard_size,
+        device=_device(device),
+    )
+
+
+def embed_named(
+    encoder: str,
+    source: str,
+    out: Folder,
+    *,
+    pretrained: bool = True,
+    image_size: int | None = None,
+    split: Literal["train", "test"] | None = None,
+    column: str = "text",
+    id_column: str | None = None,
+    id_prefix: str = "",
+    thumbnails: bool = True,
+    shard_size: int = 16_384,
+    batch_size: int = 256,
+    device: str = "auto",
+) -> Embeddings | None:
+    """Write the embeddings of images or texts by somebody else's encoder.
+
+    Name, preprocessing and a fingerprint of the weights stand in the manifest.
+
+    Args:
+        encoder: ``timm/NAME``, ``torchvision/NAME``, or ``sentence-transformers/NAME`` or ``.../FOLDER``.
+        source: images, as for :class:`contrastive.data.ImageData`; or for an encoder of text a file of texts, as for
+            :func:`contrastive.retrieval.texts.read_texts`.
+        out: folder to write to, or to go on in.
+        pretrained: take the published weights; otherwise random ones, as a baseline.
+        image_size: side of the images in pixels; what the model was published for by default.
+        split: which part of the images; by default the test set, or everything where there is none.
+        column: of the texts.
+        id_column: of their ids; row numbers are ids without it.
+        id_prefix: what to set before row numbers, as for :func:`embed_run`.
+        thumbnails: keep each image as PNG, for pages that show neighbours.
+        shard_size: vectors in a shard.
+        batch_size: inputs that are encoded at a time.
+        device: where to compute; ``auto`` takes a GPU if there is one.
+
+    Returns:
+        The finished embeddings; None if other processes still write some.
+
+    Raises:
+        ImportError: texts, and the extra ``text`` is not installed.
+        OSError: the data are missing, or the published weights cannot be fetched.
+        ValueError: see :func:`embed`; or there is no such model, split or column.
+    """
+    from contrastive.data import ImageData
+    from contrastive.encoders.named import NamedEncoder
+    from contrastive.retrieval.texts import read_texts
+
+    named = NamedEncoder(encoder, pretrained=pretrained, image_size=image_size)
+    options: dict[str, Any] = {
+        "fingerprint": named.fingerprint,
+        "about": {"encoder": named.name, "preprocessing": named.preprocessing},
+        "batch_size": batch_size,
+        "shard_size": shard_size,
+        "device": _device(device),
+    }
+    if named.takes_text:
+        if id_column is not None and id_prefix:
+            raise ValueError(
+                f"embed: ids are those of id_column={id_column!r}, or id_prefix={id_prefix!r} and row numbers; give "
+                "one of the two."
+            )
+        texts = read_texts(source, column, id_column)
+        ids = _numbered(len(texts), id_prefix) if texts.ids is None else texts.ids
+        data = f"{texts.fingerprint}{id_prefix}"
+        return embed(named, texts, out, ids=ids, metadata=texts.columns, data=data, **options)
+    images = ImageData(source, size=named.size)
+    images.prepare_data()
+    return _embed_data(named, images, out, split, id_prefix, thumbnails, **options)
+
+
+def _embed_data(
+    encoder: nn.Module,
+    data: Any,
+    out: Folder,
+    split: str | None,
+    id_prefix: str,
+    thumbnails: bool,
+    **options: Any,
+) -> Embeddings | None:
+    """Embed a split of a data module, with its labels."""
+    split = split or ("train" if data.inputs.test is None else "test")
     inputs = data.inputs.train if split == "train" else data.inputs.test
     if inputs is None:
         raise ValueError("embed: the data have no test set; use split='train'.")
@@ -157,36 +270,54 @@ def embed_run(
     metadata: dict[str, Sequence[Any]] = {}
     if labels is not None:
         metadata = {"label": labels.tolist(), "class": [data.class_names[label] for label in labels.tolist()]}
-    images = getattr(data, "image_shape", None) is not None
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder = load_run_encoder(run).to(device)
     return embed(
-        encoder,
+        encoder.to(options["device"]),
         inputs,
         out,
+        ids=_numbered(len(inputs), id_prefix),
         metadata=metadata,
-        thumbnails=thumbnails and images,
-        fingerprint=describe_encoder(run).get("fingerprint") or "",
-        data=f"{data.fingerprint}-{split}",
-        batch_size=batch_size,
-        shard_size=shard_size,
+        thumbnails=thumbnails,
+        data=f"{data.fingerprint}-{split}{id_prefix}",
         num_workers=data.num_workers,
-        device=device,
+        **options,
     )
 
 
+def _numbered(count: int, prefix: str) -> Array:
+    """Row numbers as ids, with a prefix as texts."""
+    numbers = np.arange(count)
+    return numbers if not prefix else np.array([f"{prefix}{number}" for number in numbers], object)
+
+
+def _device(device: str) -> str:
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
 def _encode(
-    encoder: Callable[[Tensor], Tensor], loader: Loader, device: torch.device | str | None, thumbnails: bool
-) -> tuple[Any, list[bytes]]:
-    """Features ``(n, D)`` of a loader's inputs, and these as PNG."""
+    encoder: Callable[[Any], Tensor], batches: Iterable[Any], device: torch.device | str | None
+) -> Array:
+    """Features ``(n, D)`` of batches."""
     from contrastive.evaluation.features import extract_features
 
     module = encoder if isinstance(encoder, nn.Module) else _Called(encoder)
-    pictures: list[bytes] = []
-    batches = _watched(loader, pictures) if thumbnails else loader
-    features = extract_features(module, batches, device, gather=False)
-    return features.vectors.numpy(), pictures
+    return extract_features(module, batches, device, gather=False).vectors.numpy()
+
+
+def _encode_texts(
+    encoder: Callable[[Any], Tensor], texts: Sequence[str], batch_size: int, device: torch.device | str | None
+) -> Array:
+    """Features ``(n, D)`` of texts; long ones are encoded together, so that little of a batch is padding."""
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    starts = range(0, len(texts), batch_size)
+    batches = ((_Texts(texts[i] for i in order[start : start + batch_size]), None) for start in starts)
+    return _encode(encoder, batches, device)[np.argsort(order)]
+
+
+class _Texts(list[str]):
+    """A batch of texts, which are on no device."""
+
+    def to(self, device: torch.device, non_blocking: bool) -> "_Texts":
+        return self
 
 
 def _watched(loader: Loader, pictures: list[bytes]) -> Any:

@@ -4,6 +4,7 @@ Everything here speaks of slots (row numbers) and of float32 rows that were chec
 the inner product, or minus the Euclidean distance; larger is closer.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,10 @@ NOTHING = -1
 EXACT_UP_TO = 50_000  # vectors that are searched exactly by "auto"
 GRAPH_UP_TO = 2_000_000  # vectors beyond which a graph takes too long to build
 TRAINING_ROWS = 50  # for each list of an inverted file
+
+MARGIN = 8  # candidates beyond those asked for that exact search scores again
+_PRODUCTS = 1 << 24  # of a block of queries with all rows, that are held at a time
+_PAIRS = 1 << 22  # scores, or numbers in rows gathered for them, that are handled at a time
 
 
 def faiss() -> Any:
@@ -60,22 +65,108 @@ def choose_factory(count: int, dim: int, memory_budget: int) -> str:
 def exact_search(base: Array | torch.Tensor, queries: Array, k: int, euclidean: bool) -> tuple[Array, Array]:
     """The ``k`` closest rows of ``base`` ``(n, D)`` for each query ``(Q, D)``; ``k`` is at most ``n``.
 
-    By FAISS on arrays, by PyTorch on tensors (on their device) and where FAISS is not installed.
+    By FAISS on arrays, by PyTorch on tensors (on their device) and where FAISS is not installed. Products of whole
+    blocks are rounded in ways that depend on their sizes. They find candidates, which are then scored pair by pair;
+    queries for which rounding may have cost a neighbour are compared with all rows pair by pair. Scores and order are
+    therefore the same however queries and rows are cut into blocks, and of equally close rows the first comes first.
 
     Returns:
-        Closeness ``(Q, k)``, falling along each row, and slots ``(Q, k)``.
+        Closeness ``(Q, k)`` float32, falling along each row, and slots ``(Q, k)``.
     """
-    library = faiss()
+    wanted, library = min(k + MARGIN, len(base)), faiss()
     if library is None or isinstance(base, torch.Tensor):
-        return _torch_search(torch.as_tensor(base), queries, k, euclidean)
-    metric = library.METRIC_L2 if euclidean else library.METRIC_INNER_PRODUCT
-    values, slots = library.knn(queries, base, k, metric=metric)
-    return _closeness(values, euclidean), slots
+        rough, slots = _torch_search(torch.as_tensor(base), queries, wanted, euclidean)
+    else:
+        metric = library.METRIC_L2 if euclidean else library.METRIC_INNER_PRODUCT
+        rough, slots = library.knn(queries, base, wanted, metric=metric)
+        rough = _closeness(rough, euclidean)
+        # FAISS itself multiplies few queries pair by pair; older versions compare the queries' number alone.
+        if queries.size < library.cvar.distance_compute_blas_threshold and _is_falling(rough[:, : k + 1]):
+            return rough[:, :k], slots[:, :k]
+    scores = pairs(base, queries, slots, euclidean)
+    order = np.lexsort((slots, -scores))[:, :k]
+    best = np.take_along_axis(scores, order, 1), np.take_along_axis(slots, order, 1)
+    if wanted < len(base):
+        unsure = np.flatnonzero(_may_have_missed(scores, rough, best[0][:, -1], euclidean))
+        best[0][unsure], best[1][unsure] = _compare_all(base, queries[unsure], k, euclidean)
+    return best
+
+
+def _is_falling(values: Array) -> bool:
+    """Whether values fall along each row, no two being equal."""
+    return bool((values[:, 1:] < values[:, :-1]).all())
+
+
+def _may_have_missed(scores: Array, rough: Array, last: Array, euclidean: bool) -> Array:
+    """For which queries a row that is no candidate may be as close as the last neighbour, bool ``(Q,)``.
+
+    By the products that found the candidates it is at most as close as each of them. It may be wrong by a few times
+    what they are wrong by, and at least in its last digits.
+
+    Args:
+        scores: closeness of the candidates ``(Q, C)``.
+        rough: the same as it was when they were found, falling.
+        last: ``(Q,)`` closeness of the last neighbour.
+        euclidean: metric; what is wrong are then the squares.
+    """
+    if euclidean:
+        scores, rough, last = (-(one.astype(np.float64) ** 2) for one in (scores, rough, last))
+    error = 8 * np.abs(scores - rough).max(axis=1) + 2.0**-22 * np.abs(rough[:, -1])
+    missed: Array = last <= rough[:, -1] + error
+    return missed
+
+
+def _compare_all(base: Array | torch.Tensor, queries: Array, k: int, euclidean: bool) -> tuple[Array, Array]:
+    """What :func:`exact_search` returns, by scoring all pairs."""
+    scores, slots = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    for q, close in enumerate(all_scores(base, queries, euclidean)):
+        last = np.partition(close, -k)[-k]
+        closer = np.flatnonzero(close > last)
+        closer = closer[np.argsort(-close[closer], kind="stable")]
+        slots[q] = np.concatenate([closer, np.flatnonzero(close == last)[: k - len(closer)]])
+        scores[q] = close[slots[q]]
+    return scores, slots
+
+
+def all_scores(base: Array | torch.Tensor, queries: Array, euclidean: bool) -> Iterator[Array]:
+    """Closeness ``(n,)`` of every row of ``base`` ``(n, D)``, query by query, as :func:`exact_search` scores them."""
+    step = max(1, _PAIRS // max(len(base), 1))
+    for start in range(0, len(queries), step):
+        block = queries[start : start + step]
+        every = np.broadcast_to(np.arange(len(base)), (len(block), len(base)))
+        yield from pairs(base, block, every, euclidean)
+
+
+def pairs(base: Array | torch.Tensor, queries: Array, slots: Array, euclidean: bool) -> Array:
+    """Closeness ``(Q, C)`` of each query ``(Q, D)`` to rows ``(Q, C)`` of its own, each pair by itself.
+
+    The closeness to a slot of :data:`NOTHING` is ``-inf``.
+    """
+    library, scores = faiss(), np.empty(slots.shape, np.float32)
+    if library is not None and not isinstance(base, torch.Tensor):
+        function = library.fvec_L2sqr_by_idx if euclidean else library.fvec_inner_products_by_idx
+        arrays = (scores, queries, base, np.ascontiguousarray(slots))
+        function(*map(library.swig_ptr, arrays), base.shape[1], *slots.shape)
+        return _closeness(scores, euclidean)
+    step = max(1, _PAIRS // max(1, slots.shape[1] * queries.shape[1]))
+    for start in range(0, len(queries), step):
+        part = slice(start, start + step)
+        rows = torch.as_tensor(base)[torch.tensor(slots[part])].cpu().numpy()
+        scores[part] = _closeness_in_double(rows, queries[part, None], euclidean)
+    scores[slots < 0] = -np.inf
+    return scores
+
+
+def _closeness_in_double(rows: Array, queries: Array, euclidean: bool) -> Array:
+    """Closeness ``(Q, C)`` of rows ``(Q, C, D)`` and queries ``(Q, 1, D)``, summed in float64."""
+    if euclidean:
+        return cast(Array, -np.sqrt(((rows - queries.astype(np.float64)) ** 2).sum(axis=2)))
+    return cast(Array, np.multiply(rows, queries, dtype=np.float64).sum(axis=2))
 
 
 def _torch_search(base: torch.Tensor, queries: Array, k: int, euclidean: bool) -> tuple[Array, Array]:
     parts = []
-    for block in torch.split(torch.as_tensor(queries), max(1, (1 << 24) // max(len(base), 1))):
+    for block in torch.split(torch.as_tensor(queries), max(1, _PRODUCTS // len(base))):
         block = block.to(base.device)
         close = -torch.cdist(block, base) if euclidean else block @ base.T
         parts.append(close.topk(k, dim=1))
@@ -169,7 +260,8 @@ class Approximate:
         parameters = None if mask is None else self._parameters(self.index, self._selector(mask))
         values, slots = self.index.search(queries, k, params=parameters)
         close = _closeness(values, self.euclidean)
-        close[slots < 0] = -np.inf
+        if (slots[:, -1] < 0).any():  # places that could not be filled stand last
+            close[slots < 0] = -np.inf
         return close, slots
 
     def range_search(
@@ -238,7 +330,8 @@ class Approximate:
         if library is None:
             raise ImportError(f"{path} needs FAISS, which is not installed: pip install faiss-cpu.")
         try:
-            index = library.read_index(str(path), library.IO_FLAG_MMAP_IFC if mapped else 0)
+            flag = getattr(library, "IO_FLAG_MMAP_IFC", 0)  # before version 1.11 everything is read
+            index = library.read_index(str(path), flag if mapped else 0)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise ValueError(f"{path} cannot be read by FAISS {library.__version__} ({reason}).") from error

@@ -15,7 +15,8 @@ _FEW = 50_000  # recent integer ids that are kept beside the sorted ones until t
 class IdTable:
     """Which id stands in which slot. Slots count up from 0; one that was removed stays empty until :meth:`keep`.
 
-    Integers are found by bisection in a sorted copy (16 bytes an id), strings in a dictionary.
+    Integers are found by bisection in a sorted copy (16 bytes an id), strings in a dictionary. Where every id is the
+    number of its slot, as where nobody gave any, there is nothing to look up.
     """
 
     def __init__(self, values: Array | None = None, alive: Array | None = None) -> None:
@@ -25,6 +26,7 @@ class IdTable:
         self._values, self._size = values, len(values)
         self._alive = np.ones(len(values), bool) if alive is None else alive
         self.num_alive = int(self._alive.sum())
+        self._plain = not self.strings and np.array_equal(values, np.arange(len(values)))  # id = slot
         self._recent: dict[Any, int] | None = None  # id -> slot, for ids that are not in the sorted part
         self._sorted: tuple[Array, Array] = (np.empty(0, np.int64), np.empty(0, np.int64))
 
@@ -47,6 +49,17 @@ class IdTable:
         """Which slots hold an id, bool."""
         return self._alive[: self._size]
 
+    def named(self, slots: Array) -> Array:
+        """The ids in these slots of any shape, -1 or None for a slot of -1, which stands last in its row."""
+        if self._plain:
+            return slots
+        if not self._size:
+            return np.full(slots.shape, -1 if not self.strings else None)
+        ids: Array = self.values[slots]
+        if (slots[..., -1:] < 0).any():
+            ids[slots < 0] = None if self.strings else -1
+        return ids
+
     def check(self, ids: Ids, call: str, *, unique: bool = True) -> Array:
         """``ids`` as an array of this table's kind.
 
@@ -64,6 +77,10 @@ class IdTable:
 
     def find(self, ids: Array) -> Array:
         """The slot of each id, -1 where it is not here."""
+        if self._plain and self._size:
+            slots = np.where((ids >= 0) & (ids < self._size), ids, -1)
+            slots[~self._alive[slots]] = -1  # of -1 itself this looks at the last slot, and leaves -1
+            return slots
         recent = self._index()
         slots = np.full(len(ids), -1, np.int64)
         keys, places = self._sorted
@@ -72,7 +89,7 @@ class IdTable:
             at[at == len(keys)] = 0
             hit = keys[at] == ids
             slots[hit] = places[at[hit]]
-            slots[~self._alive[slots]] = -1  # of -1 itself this looks at the last slot, and leaves -1
+            slots[~self._alive[slots]] = -1
         if recent:
             slots = np.array(
                 [recent.get(i, s) for i, s in zip(ids.tolist(), slots.tolist(), strict=True)], np.int64
@@ -91,15 +108,18 @@ class IdTable:
             self._values, self._alive = values, alive
         slots = np.arange(self._size, end)
         self._values[self._size : end], self._alive[self._size : end] = ids, False
+        self._plain = self._plain and np.array_equal(ids, slots)
         self._size = end
         return slots
 
     def fill(self, slots: Array) -> None:
         """Let the ids of reserved slots be found there."""
-        recent = self._index()
+        recent = {} if self._plain else self._index()
         self._alive[slots] = True
         self.num_alive += len(slots)
-        if self.strings or len(recent) + len(slots) <= _FEW:
+        if self._plain:
+            self._recent = None  # for when another id ends this
+        elif self.strings or len(recent) + len(slots) <= _FEW:
             recent.update(zip(self._values[slots].tolist(), slots.tolist(), strict=True))
         else:
             self._recent = None  # sort all anew when next asked
@@ -110,7 +130,7 @@ class IdTable:
 
     def remove(self, slots: Array) -> None:
         """Empty these slots."""
-        recent = self._index()
+        recent = {} if self._plain else self._index()
         for i in self._values[slots].tolist() if recent else ():
             recent.pop(i, None)
         self._alive[slots] = False

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from contrastive.retrieval.engine import NOTHING, choose_factory
+from contrastive.retrieval.engine import choose_factory
 from contrastive.retrieval.folder import check_files, read_manifest, write_folder
 from contrastive.retrieval.ids import Array, Ids, IdTable
 from contrastive.retrieval.metadata import Columns, Filter, Metadata
@@ -143,8 +143,12 @@ class Index:
             source.manifest["fingerprint"],
         )
         if wanted := index._neighbours.training_rows:
-            sample = as_rows(source.sample(wanted, seed), metric, None, "Index.from_embeddings")
+            sample = source.sample(wanted, seed)
+            for start in range(0, len(sample), BLOCK):  # in place: nothing larger is in memory until then
+                part = slice(start, start + BLOCK)
+                sample[part] = as_rows(sample[part], metric, None, "Index.from_embeddings")
             index._neighbours.train(sample, seed)
+            del sample
         for vectors, ids, table in source.batches(columns=columns):
             index.add(vectors, ids, table)
         return index
@@ -365,7 +369,7 @@ class Index:
         mask = self._mask(filter, "search")
         few = bool(filter) and mask is not None and int(mask.sum()) <= _FEW and self._neighbours.has_vectors
         scores, slots = (self._neighbours.exact if few else self._neighbours.search)(rows, k, mask)
-        return scores, self._named(slots)
+        return scores, self._ids.named(slots)
 
     def range_search(
         self, queries: Vectors, score: float, filter: Filter = None
@@ -384,7 +388,7 @@ class Index:
         if self.metric == "euclidean" and score > 0:
             raise ValueError(f"range_search: score is {score}; give minus the largest distance, 0 or less.")
         scores, slots = self._neighbours.range_search(rows, score, self._mask(filter, "range_search"))
-        return scores, [self._named(found) for found in slots]
+        return scores, [self._ids.named(found) for found in slots]
 
     def tune(
         self,
@@ -435,14 +439,6 @@ class Index:
         if filter:
             return self._metadata.mask(filter, call) & self._ids.alive
         return None if self._ids.num_alive == len(self._ids) else self._ids.alive
-
-    def _named(self, slots: Array) -> Array:
-        if not len(self._ids):
-            return np.full(slots.shape, NOTHING if not self._ids.strings else None)
-        ids = self._ids.values[slots]
-        if (missing := slots < 0).any():
-            ids[missing] = None if self._ids.strings else NOTHING
-        return ids
 
     def _slots(self, ids: Ids, call: str, *, unique: bool = True) -> Array:
         found = self._ids.check(ids, call, unique=unique)
@@ -551,16 +547,8 @@ class Index:
                 or codes have no vectors to take over.
         """
         opened = [one if isinstance(one, Index) else cls.load(one, mmap=True) for one in indexes]
-        if not opened:
-            raise ValueError("merge: got no index; give one or more.")
+        check_alike(opened, "merge")
         first = opened[0]
-        for other in opened[1:]:
-            for name in ("dim", "metric", "fingerprint"):
-                mine, theirs = getattr(first, name), getattr(other, name)
-                if mine != theirs:
-                    raise ValueError(
-                        f"merge: {name} is {mine!r} in the first index and {theirs!r} in another."
-                    )
         with tempfile.TemporaryDirectory() as folder:  # a copy; its files live on as long as it needs them
             merged = cls.load(first.save(Path(folder) / "first"), check=False)
             merged._neighbours.detach()
@@ -576,6 +564,23 @@ class Index:
                 )  # as prepared: a second division by the length would round
                 merged._append(rows, *merged._check_new(rows, other._ids.values[slots], part, "merge"))
         return merged
+
+
+def check_alike(indexes: Sequence[Index], call: str) -> None:
+    """Refuse indexes whose scores cannot be compared with each other.
+
+    Raises:
+        ValueError: there are none, or widths, metrics or encoders differ.
+    """
+    if not indexes:
+        raise ValueError(f"{call}: got no index; give one or more.")
+    for other in indexes[1:]:
+        for name in ("dim", "metric", "fingerprint"):
+            mine, theirs = getattr(indexes[0], name), getattr(other, name)
+            if mine != theirs:
+                if name == "fingerprint":
+                    mine, theirs = (None if one is None else one[:12] for one in (mine, theirs))
+                raise ValueError(f"{call}: {name} is {mine!r} in the first index and {theirs!r} in another.")
 
 
 def _free_memory() -> int:

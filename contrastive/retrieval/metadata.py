@@ -30,7 +30,7 @@ class Metadata:
         """
         table: Any = columns
         if columns is not None and not isinstance(columns, pa.Table):
-            table = pa.table({name: _column(values) for name, values in columns.items()})
+            table = pa.table(as_columns(columns))
         if table is not None and table.num_rows != count:
             raise ValueError(
                 f"{call}: metadata has {table.num_rows} rows for {count} vectors; give one for each."
@@ -108,5 +108,11 @@ class Metadata:
         return np.ones(0 if self.table is None else self.table.num_rows, bool) if found is None else found
 
 
-def _column(values: Any) -> pa.Array:
-    return pa.array(values.cpu().numpy() if hasattr(values, "cpu") else values)
+def as_columns(columns: Columns) -> dict[str, Any]:
+    """Columns as Arrow arrays under their names."""
+    if isinstance(columns, pa.Table):
+        return dict(zip(columns.column_names, columns.columns, strict=True))
+    return {
+        name: pa.array(values.cpu().numpy() if hasattr(values, "cpu") else values)
+        for name, values in (columns or {}).items()
+    }

@@ -4,16 +4,93 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
+from contrastive.retrieval.embed import embed_named, embed_run
 from contrastive.retrieval.ids import Array
 from contrastive.retrieval.index import Index
+from contrastive.retrieval.shards import Embeddings
+from contrastive.retrieval.together import IndexSet
 from contrastive.retrieval.vectors import Metric
 
 Folder = str | os.PathLike[str]
+
+
+def write_embeddings(
+    out: Folder,
+    *,
+    run: Folder | None = None,
+    encoder: str | None = None,
+    pretrained: bool = True,
+    image_size: int | None = None,
+    source: str | None = None,
+    split: Literal["train", "test"] | None = None,
+    column: str = "text",
+    id_column: str | None = None,
+    id_prefix: str = "",
+    thumbnails: bool = True,
+    shard_size: int = 16_384,
+    batch_size: int = 256,
+    device: str = "auto",
+) -> Embeddings | None:
+    """Write the embeddings of images or texts to disk, by the encoder of a run or by somebody else's.
+
+    Args:
+        out: folder to write to, or to go on in.
+        run: folder of a training run, whose encoder is taken.
+        encoder: instead, ``timm/NAME``, ``torchvision/NAME``, or ``sentence-transformers/NAME`` or ``.../FOLDER``.
+        pretrained: with ``encoder``: take the published weights; otherwise random ones.
+        image_size: with ``encoder``: side of the images in pixels; what the model was published for by default.
+        source: folder, list, Parquet file or name of images, or for an encoder of text a ``.txt`` with a text a line,
+            or a ``.parquet``, ``.csv`` or ``.tsv`` with a column of texts; by default the data of the run.
+        split: which part of the images; by default the test set, or everything where there is none.
+        column: of the texts.
+        id_column: of their ids; row numbers are ids without it.
+        id_prefix: ids are this and the row number, as ``train-7``, so that several sets can be searched together.
+        thumbnails: keep each image as PNG, for pages that show neighbours.
+        shard_size: vectors in a shard.
+        batch_size: inputs that are encoded at a time.
+        device: where to compute; ``auto`` takes a GPU if there is one.
+
+    Returns:
+        The finished embeddings; None if other processes still write some.
+
+    Raises:
+        ValueError: neither or both of run and encoder are given, an encoder without a source, or see
+            :func:`contrastive.retrieval.embed_run` and :func:`contrastive.retrieval.embed_named`.
+    """
+    if (run is None) == (encoder is None):
+        raise ValueError(
+            "embed: give either run (the folder of a training run) or encoder (as timm/resnet18), to say what encodes."
+        )
+    common: dict[str, Any] = {"shard_size": shard_size, "batch_size": batch_size, "device": device}
+    common |= {"split": split, "id_prefix": id_prefix, "thumbnails": thumbnails}
+    if run is not None:
+        if not pretrained or image_size is not None or id_column is not None or column != "text":
+            raise ValueError(
+                "embed: pretrained, image_size, column and id_column are options of encoder; a run has weights and a "
+                "size of images of its own."
+            )
+        return embed_run(run, out, source=source, **common)
+    assert encoder is not None
+    if source is None:
+        raise ValueError(
+            f"embed: encoder={encoder!r} has no data of its own; give source, as a folder of images."
+        )
+    return embed_named(
+        encoder,
+        source,
+        out,
+        pretrained=pretrained,
+        image_size=image_size,
+        column=column,
+        id_column=id_column,
+        **common,
+    )
 
 
 def build_index(
@@ -60,21 +137,29 @@ def build_index(
 
 
 def search_index(
-    index: Folder,
+    index: list[str] | Folder,
     *,
     id: str | None = None,
     image: str | None = None,
+    text: str | None = None,
     run: Folder | None = None,
+    encoder: str | None = None,
+    pretrained: bool = True,
+    image_size: int | None = None,
     k: int = 10,
     filter: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Find what is closest to an item of an index, or to an image.
+    """Find what is closest to an item of an index, to an image or to a text.
 
     Args:
-        index: folder of a saved index.
+        index: folder of a saved index; several are searched together, without merging them.
         id: of an item in it, which is left out of its own neighbours.
-        image: file to search for instead; needs ``run``.
+        image: file to search for instead; needs ``run`` or ``encoder``.
+        text: to search for instead; needs ``encoder``.
         run: folder of the run whose encoder made the vectors.
+        encoder: name of somebody else's encoder that made them, as it was given to ``contrastive embed``.
+        pretrained: as it was given there.
+        image_size: as it was given there.
         k: number of neighbours.
         filter: column -> value or list of values; only items that meet all of them.
 
@@ -82,26 +167,35 @@ def search_index(
         For each neighbour its ``score``, ``id`` and columns (but pictures), closest first.
 
     Raises:
-        ValueError: neither or both of id and image are given, an image without a run, or the run's encoder is not the
-            one that the index was made with, or there is no such id.
+        ValueError: not one of id, image and text is given, an image or a text without its encoder, another encoder than
+            the index was made with, or there is no such id; indexes that cannot be searched together.
     """
-    if (id is None) == (image is None) or (image is not None and run is None):
+    if [id, image, text].count(None) != 2:
+        raise ValueError("search: give one of id, image and text, to say what to search for.")
+    wanted = id is None
+    if wanted and ((run is None) == (encoder is None) or (text is not None and encoder is None)):
         raise ValueError(
-            "search: give either id, or image together with run (the folder of the encoder's run)."
+            "search: an image needs either run (the folder of a training run) or encoder (as timm/resnet18), a text "
+            "needs encoder (as sentence-transformers/all-MiniLM-L6-v2): the one that the index was made with."
         )
-    if image is not None and run is not None:
-        from contrastive.evaluation.results import describe_encoder
-
-        opened = Index.load(
-            index, mmap=True, check=False, fingerprint=describe_encoder(run).get("fingerprint")
-        )
-        own: int | str | None = None
-        queries = _encode(image, run)
+    own: int | str | None = None
+    fingerprint, queries = None, np.empty((0, 0), np.float32)
+    if encoder is not None and wanted:
+        fingerprint, queries = _encode_by_name(encoder, pretrained, image_size, image, text)
+    elif run is not None and image is not None:
+        fingerprint, queries = _encode_by_run(run, image)
+    folders = [index] if isinstance(index, str | os.PathLike) else list(index)
+    opened: Index | IndexSet
+    if len(folders) == 1:
+        opened = Index.load(folders[0], mmap=True, check=False, fingerprint=fingerprint)
     else:
-        opened = Index.load(index, mmap=True, check=False)
+        opened = IndexSet(folders, check=False, fingerprint=fingerprint)
+    if not wanted:
         own = str(id) if opened.manifest["id"] == "string" else _integer(str(id))
         if own not in opened:
-            raise ValueError(f"search: there is no item {own!r} among the {len(opened):,} of {index}.")
+            raise ValueError(
+                f"search: there is no item {own!r} among the {len(opened):,} of {', '.join(map(str, folders))}."
+            )
         queries = opened.reconstruct(np.array([own]))
     scores, ids = opened.search(queries, k + (own is not None), filter)
     kept = [
@@ -135,17 +229,42 @@ def _integer(text: str) -> int:
         raise ValueError(f"search: the ids of this index are integers, got {text!r}.") from None
 
 
-def _encode(image: str, run: Folder) -> Array:
-    """The vector ``(1, D)`` of an image file, brought to the size that the run was trained on."""
-    from contrastive.data.images import decode, scale
-    from contrastive.evaluation.features import extract_features
+def _encode_by_run(run: Folder, image: str) -> tuple[str | None, Array]:
+    """Fingerprint of a run's encoder, and the vector ``(1, D)`` of an image brought to the size of the run's data."""
+    from contrastive.evaluation.results import describe_encoder
     from contrastive.evaluation.run import load_run_encoder, prepare_data
 
-    data: Any = prepare_data(run)
+    shape = prepare_data(run).image_shape
+    return describe_encoder(run).get("fingerprint"), _encode(load_run_encoder(run), image, shape)
+
+
+def _encode_by_name(
+    encoder: str, pretrained: bool, image_size: int | None, image: str | None, text: str | None
+) -> tuple[str | None, Array]:
+    """Fingerprint of somebody else's encoder, and the vector ``(1, D)`` of an image or of a text."""
+    from contrastive.encoders.named import NamedEncoder
+
+    named = NamedEncoder(encoder, pretrained=pretrained, image_size=image_size)
+    if named.takes_text != (text is not None):
+        raise ValueError(
+            f"search: encoder={encoder!r} takes {'a text' if named.takes_text else 'an image'}; give one."
+        )
+    if image is not None:
+        return named.fingerprint, _encode(named, image, (3, named.size, named.size))
+    with torch.inference_mode():
+        vectors: Array = named([text]).float().numpy()
+    return named.fingerprint, vectors
+
+
+def _encode(encoder: nn.Module, image: str, shape: tuple[int, int, int]) -> Array:
+    """The vector ``(1, D)`` of an image file, brought to ``(C, H, W)``."""
+    from contrastive.data.images import decode, scale
+    from contrastive.evaluation.features import extract_features
+
     path = Path(image)
     if not path.is_file():
         raise FileNotFoundError(f"search: there is no image {image}; give the path of a file.")
-    channels, *size = data.image_shape
+    channels, *size = shape
     pixels = scale(decode(path.read_bytes(), channels), (size[0], size[1]))
-    features = extract_features(load_run_encoder(run), [(pixels[None], torch.zeros(1, dtype=torch.int64))])
+    features = extract_features(encoder, [(pixels[None], torch.zeros(1, dtype=torch.int64))])
     return features.vectors.numpy()

@@ -172,14 +172,16 @@ class Embeddings:
                 yield vectors, values, pa.table(batch.select(names)) if names else None
 
     def sample(self, count: int, seed: int) -> Array:
-        """Vectors ``(n, D)`` drawn evenly from all shards, about ``count`` of them."""
-        generator = np.random.default_rng(seed)
-        share = min(1.0, count / max(len(self), 1))
-        parts = []
+        """``count`` vectors ``(count, D)`` drawn evenly from all shards; all of them if there are fewer."""
+        generator, total = np.random.default_rng(seed), len(self)
+        count = min(count, total)
+        found = np.empty((count, self.dim), np.float32)
+        seen = end = 0
         for vectors, _, _ in self.batches(columns=()):
-            take = min(len(vectors), round(share * len(vectors) + 0.5))
-            parts.append(vectors[np.sort(generator.choice(len(vectors), take, replace=False))])
-        return np.concatenate(parts)
+            seen += len(vectors)
+            start, end = end, count * seen // total
+            found[start:end] = vectors[np.sort(generator.choice(len(vectors), end - start, replace=False))]
+        return found
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """Vectors as they come from callers, and where they are kept as they are."""
 
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -40,9 +41,11 @@ def as_rows(vectors: Vectors, metric: Metric, dim: int | None, call: str) -> Arr
             )
         )
     rows = np.ascontiguousarray(rows, np.float32)
+    if not len(rows):
+        return rows
     length = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-    low = float(length.min()) if len(length) else 1.0
-    if not np.isfinite(length.sum()) or (metric == "cosine" and low == 0):
+    low, high = float(length.min()), float(length.max())
+    if not math.isfinite(high) or (metric == "cosine" and low == 0):  # a NaN is both
         _name_bad_row(length, call)
     return rows / length[:, None] if metric == "cosine" else rows
 

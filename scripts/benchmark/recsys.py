@@ -5,10 +5,10 @@
 
 The usual way is a row of 50 columns for every training prefix, padded on the right, a batch of 256 of them, dense
 logits, and for evaluation the whole score matrix and a top-k; RecBole's SASRec and MCLRec's published code do so.
-RecBole itself takes part if PYTHONPATH names a folder with it (pip install --no-deps --target FOLDER recbole==1.2.1, and
-what its import asks for): its dependencies are older than ours. Each contestant runs in a process of its own, so that peak
-memory is its own. Without --data, histories are generated in the size of Amazon Beauty. Time per epoch is that of a median
-step times the steps of an epoch.
+RecBole itself takes part if PYTHONPATH names a folder with it (pip install --no-deps --target FOLDER recbole==1.2.1,
+and what its import asks for): its dependencies are older than ours. Each contestant runs in a process of its own, so
+that peak memory is its own. Without --data, histories are generated in the size of Amazon Beauty. Time per epoch is
+that of a median step times the steps of an epoch.
 """
 
 import argparse

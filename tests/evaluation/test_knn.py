@@ -2,10 +2,13 @@ import sys
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
-from contrastive.evaluation import Features, knn_classify
+from contrastive.data.loader import Loader
+from contrastive.evaluation import Features, extract_features, knn_classify
 from contrastive.evaluation import features as features_module
 from contrastive.evaluation.knn import nearest
+from contrastive.testing import run_on_processes
 
 
 @pytest.fixture(params=["faiss", "torch"])
@@ -63,6 +66,59 @@ def test_blocks_do_not_change_neighbours(sets, searcher, metric, monkeypatch):
     blocks = nearest(train, test, k=7, metric=metric)
     assert torch.equal(whole[1], blocks[1])
     assert (whole[0].diff(dim=1) <= 0).all()
+
+
+def small_numbers(count, seed):
+    """Features of small whole numbers, of which many are the same or equally close, and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randint(0, 3, (count, 5), generator=generator).float() + 0.1
+    return Features(vectors, torch.randint(0, 7, (count,), generator=generator))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("rows", [1, 3, 19, 20, 90])
+def test_the_result_is_the_same_at_every_size_of_blocks(searcher, metric, rows, monkeypatch):
+    """To the last bit, though many neighbours are equally close and products of blocks are rounded by their size."""
+    train, test = small_numbers(400, 0), small_numbers(100, 1)
+    whole = knn_classify(train, test, k=30, metric=metric)
+    monkeypatch.setattr(features_module, "BLOCK_ELEMENTS", rows * len(train))
+    parts = knn_classify(train, test, k=30, metric=metric)
+    assert torch.equal(whole.scores, parts.scores)
+    assert whole.metrics == parts.metrics
+
+
+def _evaluate(rank, world_size):
+    """Extract features of both sets on the samples of each process, join them and classify."""
+    torch.manual_seed(0)
+    encoder = torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.ReLU()).eval()
+    train, test = (
+        extract_features(encoder, Loader(part.vectors, part.labels, batch_size=32 // world_size), gather=True)
+        for part in (small_numbers(301, 0), small_numbers(99, 1))
+    )
+    result = knn_classify(train, test, k=20)
+    return len(train), len(test), result.predictions.tolist(), result.metrics
+
+
+def test_the_result_is_the_same_on_any_number_of_processes():
+    alone = _evaluate(0, 1)
+    assert alone[:2] == (301, 99)
+    assert run_on_processes(2, _evaluate) == [alone, alone]
+    assert run_on_processes(3, _evaluate) == [alone] * 3
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("k", "temperature"), [(200, 0.1), (20, 0.07), (1, 0.1)])
+def test_the_result_is_that_of_lightly(k, temperature):
+    library = pytest.importorskip(
+        "lightly.utils.benchmarking.knn", reason="the extra 'benchmark' is not installed"
+    )
+    digits = load_digits()
+    vectors, labels = torch.tensor(digits.data).float(), torch.tensor(digits.target)
+    train, test = Features(vectors[:1400], labels[:1400]), Features(vectors[1400:], labels[1400:])
+    ours = knn_classify(train, test, k=k, temperature=temperature)
+    bank, queries = (torch.nn.functional.normalize(part.vectors, dim=1) for part in (train, test))
+    theirs = library.knn_predict(queries, bank.T, train.labels, 10, knn_k=k, knn_t=temperature)[:, 0]
+    assert torch.equal(ours.predictions, theirs)
 
 
 def test_votes_by_hand(searcher):

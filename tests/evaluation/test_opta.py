@@ -33,7 +33,7 @@ def dirichlet(alpha, episodes, way=5, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).dirichlet([alpha] * way, episodes)).float()
 
 
-def one_episode(support, query, *, passes, relaxation=None, epsilon=0.05, mix=0.7):
+def one_episode(support, query, *, passes, relaxation=None, epsilon=0.05, mix=0.7, weight=1.0):
     """OpTA as loops over one episode in float64: prototypes and plan."""
     way, shot, _ = support.shape
     means = prototypes = support.double().mean(1)
@@ -45,7 +45,7 @@ def one_episode(support, query, *, passes, relaxation=None, epsilon=0.05, mix=0.
         for i in range(way):
             total, mass = torch.zeros_like(query[0]), 0.0
             if relaxation is not None:
-                total, mass = shot * means[i] / len(query), shot / len(query)
+                total, mass = shot * means[i] / len(query) / weight, shot / len(query) / weight
             for j, x in enumerate(query):
                 total, mass = total + plan[i, j] * x, mass + float(plan[i, j])
             moved.append(total / mass)
@@ -97,16 +97,18 @@ def test_reference(reference, shot):
 
 
 @pytest.mark.parametrize("shot", [1, 3])
-@pytest.mark.parametrize("relaxation", [None, 0.03])
-def test_episodes_in_a_batch_are_those_of_a_loop(shot, relaxation):
+@pytest.mark.parametrize(("relaxation", "weight"), [(None, 1.0), (0.03, 1.0), (0.03, 0.25)])
+def test_episodes_in_a_batch_are_those_of_a_loop(shot, relaxation, weight):
     # Easy and hard episodes: they stop after different numbers of iterations.
     parts = [draw(2, shot, dim=16, total=20, separation=s, dtype=torch.float64) for s in (0.2, 2.0)]
     support, query = (standardize_samples(torch.cat(part)) for part in list(zip(*parts, strict=True))[:2])
-    head = OpTA(marginal_relaxation=relaxation)
+    head = OpTA(marginal_relaxation=relaxation, query_weight=weight)
     prototypes, plans = head.transport(support, query)
     for episode in range(4):
         passes = 5 if shot == 1 else 1
-        expected, plan = one_episode(support[episode], query[episode], passes=passes, relaxation=relaxation)
+        expected, plan = one_episode(
+            support[episode], query[episode], passes=passes, relaxation=relaxation, weight=weight
+        )
         torch.testing.assert_close(prototypes[episode], expected, atol=1e-9, rtol=0)
         torch.testing.assert_close(plans[episode], plan, atol=1e-10, rtol=0)
 
@@ -227,6 +229,15 @@ def test_relaxed_transport_does_not_lose_where_classes_are_unequal(shot, separat
         assert accuracy(OpTA(classify=classify), *episodes) < plain  # so the fault is worth a warning
 
 
+@pytest.mark.parametrize(("shot", "separation", "total"), [(1, 0.3, 25), (5, 0.25, 75)])
+def test_queries_that_count_less_do_not_draw_rare_classes_away(shot, separation, total):
+    """Where classes overlap a full weight costs what the transport gains."""
+    episodes = draw(400, shot, separation=separation, shares=dirichlet(0.5, 400), total=total)
+    plain = accuracy(Nearest(), *episodes)
+    assert accuracy(UNBALANCED, *episodes) > plain
+    assert accuracy(UNBALANCED, *episodes) > accuracy(replace(UNBALANCED, query_weight=1.0), *episodes) + 0.01
+
+
 @pytest.mark.parametrize(("way", "shot"), [(5, 1), (3, 4), (2, 1)])
 def test_regression_is_that_of_scikit_learn(way, shot):
     samples, query, _ = draw(3, shot, way=way, dim=256, dtype=torch.float64)
@@ -285,6 +296,7 @@ def test_settings_are_used():
         (lambda: OpTA()(torch.rand(2, 3, 1, 4), torch.rand(2, 0, 4)), "every size must be 1"),
         (lambda: OpTA(passes=0), "give 1 or more"),
         (lambda: OpTA(mix=1.5), "give 0 to 1"),
+        (lambda: OpTA(query_weight=0), "query_weight=0; give a number above 0"),
         (lambda: OpTA(classify="svm"), "choose logistic_regression or centroid"),
         (lambda: OpTA(epsilon=0), "epsilon=0; the weight"),
         (lambda: OpTA(marginal_relaxation=0), "or None for classes of equal mass"),

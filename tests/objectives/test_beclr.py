@@ -310,6 +310,18 @@ def test_assignment_is_sinkhorn_in_loops(epsilon):
     torch.testing.assert_close(assignment_plan(scores, epsilon), 12 * plan, rtol=1e-9, atol=1e-12)
 
 
+def test_assignment_is_exact_in_float32_up_to_where_it_turns_to_logarithms():
+    scores = -2 * torch.rand(64, 20, generator=torch.Generator().manual_seed(0))
+    scores[0, 0], scores[1, 1] = 0, -2
+    for epsilon in (2 / 59.9, 2 / 60.1):
+        exact = scores.double() / epsilon
+        for _ in range(10):
+            exact = exact - exact.logsumexp(0)
+            exact = exact - exact.logsumexp(1, keepdim=True)
+        plan = assignment_plan(scores, epsilon)
+        torch.testing.assert_close(plan.double(), exact.exp(), rtol=1e-4, atol=1e-7)
+
+
 def test_assignment_takes_any_epsilon_and_refuses_nan():
     scores = torch.tensor([[0.0, 1.0], [0.2, 1.0]])
     plan = assignment_plan(scores, 1e-6)

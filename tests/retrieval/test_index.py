@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 
 import numpy as np
 import pyarrow as pa
@@ -111,6 +112,48 @@ def test_random_operations(seed, strings, factory):
     for _ in range(40):
         model.operate()
     model.check()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 1000),
+    st.lists(st.sampled_from(["add", "remove", "update", "again", "save"]), max_size=12),
+)
+def test_ids_that_nobody_gave(seed, operations):
+    """They number the slots until an update, a hole, or an id that comes back ends that."""
+    random, index = np.random.default_rng(seed), Index.build(vectors(6))
+    truth = dict(enumerate(vectors(6)))
+    gone: list[int] = []
+    for number, what in enumerate(operations):
+        fresh = vectors(2, seed=number + 1)
+        if what == "add":
+            first = max(truth) + 1  # the search below gives back the room of what was removed, its ids too
+            index.add(fresh)
+            truth |= {first: fresh[0], first + 1: fresh[1]}
+            gone = [item for item in gone if item not in truth]
+        elif what == "again" and gone:
+            index.add(fresh[:1], [gone[0]])
+            truth[gone.pop(0)] = fresh[0]
+        elif what in ("remove", "update") and len(truth) > 2:
+            chosen = random.choice(sorted(truth), 2, replace=False).tolist()
+            if what == "update":
+                index.update(fresh, chosen)
+                truth |= dict(zip(chosen, fresh, strict=True))
+            else:
+                index.remove(chosen)
+                gone += [chosen[0], chosen[1]]
+                for item in chosen:
+                    del truth[item]
+        elif what == "save":
+            with tempfile.TemporaryDirectory() as folder:
+                index = Index.load(index.save(folder))
+        names = sorted(truth)
+        assert sorted(index.ids.tolist()) == names
+        assert all(item in index for item in names)
+        assert not any(item in index for item in [*gone, -1, 10**9])
+        rows = np.stack([truth[name] for name in names])
+        assert index.search(rows, 1)[1][:, 0].tolist() == names
+        np.testing.assert_allclose(index.reconstruct(names), unit(rows), rtol=1e-6)
 
 
 # ---------------------------------------------------------------------- search

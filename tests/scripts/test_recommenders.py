@@ -12,7 +12,10 @@ REPRODUCE = Path(__file__).parents[2] / "scripts" / "reproduce"
 
 def run(script, *words):
     done = subprocess.run(
-        [sys.executable, str(REPRODUCE / script), *map(str, words)], capture_output=True, text=True, check=False
+        [sys.executable, str(REPRODUCE / script), *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
