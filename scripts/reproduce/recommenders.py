@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -44,7 +45,7 @@ from recsys import (
     rank_targets,
     ranking_metrics,
 )
-from recsys.data import Sequences
+from recsys.data import SequenceData, Sequences
 from recsys.metrics import paired_bootstrap
 
 FLOORS: dict[str, Callable[[], Any]] = {
@@ -271,7 +272,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
     parser.add_argument("--dataset", default="amazon-beauty")
     parser.add_argument("--method", nargs="+", choices=[*FLOORS, *METHODS], default=[*FLOORS, *METHODS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -282,9 +283,29 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--work", type=Path, default=Path("runs/reproduce/recsys"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument(
+        "--smoke", action="store_true", help="only show that everything runs; keeps no results"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore")
+    if not options.smoke:
+        carry_out(options)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        SequenceData.generate(users=60, items=40, seed=0).write(place / "small.seq.tsv.gz")
+        options.data, options.dataset, options.work, options.out = (
+            place,
+            "small",
+            place / "work",
+            place / "out",
+        )
+        options.method, options.seeds, options.epochs = ["SASRec", "MCLRec", "SRA-CL"], [0], 1
+        carry_out(options)
+
+
+def carry_out(options: argparse.Namespace) -> None:
     for method in options.method:
         if method not in FLOORS:
             settings = choose(options, method)
