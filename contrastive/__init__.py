@@ -31,6 +31,7 @@ _PUBLIC = {
     "TimmEncoder": "contrastive.encoders",
     "TorchvisionEncoder": "contrastive.encoders",
     "MLPEncoder": "contrastive.encoders",
+    "TextEncoder": "contrastive.encoders",
     "ProjectionHead": "contrastive.encoders",
     "MomentumEncoder": "contrastive.encoders",
     "save_encoder": "contrastive.encoders",
