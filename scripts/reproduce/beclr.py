@@ -56,15 +56,15 @@ class Setting:
     text: str
 
 
-NOTES = """All arms make as many steps; in the time of BECLR's, InfoNCE would make 1.75 times as many, which was not tried. The
-published settings of BECLR, made for 60,000 steps, stay below raw pixels in a few hundred. The others that it could
-choose from leave out the predictor, so that the projections themselves agree with the teacher's, let the teacher follow
-fast (0.8), and weigh the negatives like InfoNCE does, with one neighbour for each row: in trials of 200 steps on the
-held-out alphabets three neighbours were worse than one or none at low temperatures, where rows of the anchor's own kind
-count as negatives. Temperatures, the candidates, the size of raw pixels and the settings of unbalanced OpTA were chosen
-without the classes of the episodes. Nearest class mean: of the features as they are or standardised as in OpTA,
-whichever is better. Raw pixels lose by standardisation, of which OpTA is made, more than they gain by transport. Classes
-have 20 images, so that 15 queries a class cannot be uneven; hence 5."""
+NOTES = """All arms make as many steps; in the time of BECLR's, InfoNCE would make 1.75 times as many, which was not
+tried. The published settings of BECLR, made for 60,000 steps, stay below raw pixels in a few hundred. The others that
+it could choose from leave out the predictor, so that the projections themselves agree with the teacher's, let the
+teacher follow fast (0.8), and weigh the negatives like InfoNCE does, with one neighbour for each row: in trials of
+200 steps on the held-out alphabets three neighbours were worse than one or none at low temperatures, where rows of
+the anchor's own kind count as negatives. Temperatures, the candidates, the size of raw pixels and the settings of
+unbalanced OpTA were chosen without the classes of the episodes. Nearest class mean: of the features as they are or
+standardised as in OpTA, whichever is better. Raw pixels lose by standardisation, of which OpTA is made, more than
+they gain by transport. Classes have 20 images, so that 15 queries a class cannot be uneven; hence 5."""
 
 SETTINGS = {
     "digits": Setting(
