@@ -20,6 +20,7 @@ PUBLIC = [
     "ImageData",
     "InfoNCE",
     "MLPEncoder",
+    "TextEncoder",
     "MomentumEncoder",
     "MultiCrop",
     "NNCLR",
