@@ -7,7 +7,8 @@ FOLDER holds ``<dataset>.seq.tsv.gz`` and, where there are any, ``.attr.tsv.gz``
 trains until validation NDCG@10 has not risen for ten epochs; the best epoch is judged on the test items, against the
 whole catalogue with the history kept, ties counting against the model. Each finished run is a JSON file with its ranks
 beside it, each unfinished one has a checkpoint: the same command goes on where it was stopped. Whatever has finished in
---work stands in the table and the paired comparisons that are written to --out.
+--work stands in the table and the paired comparisons that are written to --out, where the test ranks of every run are
+kept too: runs that stand there are not made again, and a run of yours can be compared with them user by user.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from recsys import (
     SRACL,
@@ -141,33 +142,57 @@ def build(
     return SequentialRecommender(encoder, heads=heads, seed=seed, **options)
 
 
+class Clock(Callback):
+    """Seconds of training, those before an interruption included."""
+
+    def __init__(self) -> None:
+        self.before, self.start = 0.0, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.perf_counter() - self.start
+
+    def on_train_start(self, *_: Any) -> None:
+        self.start = time.perf_counter()
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.before = state["seconds"]
+
+
 def train(options: argparse.Namespace, method: str, settings: dict[str, Any], seed: int) -> dict[str, Any]:
     """The record of one run: read if it has finished before, else trained and judged."""
+    found = [
+        run
+        for run in finished(options)
+        if (run["method"], run["settings"], run["seed"]) == (method, settings, seed)
+    ]
+    if found:
+        return found[0]
     record = record_of(options, {"method": method, "settings": settings, "seed": seed})
-    if record.is_file():
-        found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-        return found
     folder = options.work / record.stem.rpartition("-")[2]
     seed_everything(seed, verbose=False)
     data = load(options, seed)
     model = build(method, settings, data, options.work, seed)
     best = ModelCheckpoint(folder, "best", monitor="val_NDCG@10", mode="max", save_last=True)
     stop = EarlyStopping("val_NDCG@10", mode="max", patience=PATIENCE)
+    clock = Clock()
     trainer = Trainer(
         max_epochs=options.epochs,
         accelerator=options.accelerator,
         devices=1,
         logger=False,
-        callbacks=[best, stop],
+        callbacks=[clock, best, stop],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=folder,
     )
     last = folder / "last.ckpt"
-    start = time.perf_counter()
     trainer.fit(model, data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
-    seconds = time.perf_counter() - start
+    seconds = clock.seconds
     device = (
         torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else platform.machine()
     )
@@ -192,7 +217,7 @@ def train(options: argparse.Namespace, method: str, settings: dict[str, Any], se
     }
     if seed != TUNING_SEED:
         result["mixture"] = mixed(model, data)
-        np.save(record.with_suffix(".npy"), model.ranks["test"].astype(np.int32))
+        np.save(record.with_suffix(".npy"), narrow(model.ranks["test"]))
     write(record, result)
     for file in folder.glob("*.ckpt"):
         file.unlink()
@@ -213,6 +238,10 @@ def record_of(options: argparse.Namespace, run: dict[str, Any]) -> Path:
     decides = [options.dataset, run["method"], run["settings"], run["seed"]]
     key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
     return options.work / f"{options.dataset}-{key}.json"  # type: ignore[no-any-return]
+
+
+def narrow(ranks: np.ndarray) -> np.ndarray:
+    return ranks.astype(np.uint16 if ranks.max() < 2**16 else np.int32)
 
 
 def mixed(model: SequentialRecommender, data: RecommenderData) -> dict[str, Any]:
@@ -312,15 +341,49 @@ def carry_out(options: argparse.Namespace) -> None:
             for seed in options.seeds:
                 train(options, method, settings, seed)
     rows = [[floor(options, name)] for name in FLOORS]
-    rows += [runs for method in METHODS if (runs := finished(options, method))]
+    runs_ = finished(options)
+    rows += [runs for method in METHODS if (runs := of_method(runs_, method))]
     report(options, rows)
 
 
-def finished(options: argparse.Namespace, method: str) -> list[dict[str, Any]]:
-    """The runs of a method in --work, of the settings with most seeds, in the order of their seeds."""
-    found: dict[str, list[dict[str, Any]]] = {}
+def finished(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Runs whose results and ranks are in --out or in --work."""
+    document, ranks = results_of(options)
+    found = {
+        identity(run): run
+        for runs in document.get("rows", [])
+        for run in runs
+        if run["method"] in METHODS and rank_name(run) in ranks
+    }
     for path in options.work.glob(f"{options.dataset}-*.json"):
         run = json.loads(path.read_text(encoding="utf-8"))
+        found[identity(run)] = run
+    return list(found.values())
+
+
+def results_of(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What --out holds: the document, and the test ranks by the name of the run."""
+    path = options.out / f"recommenders-{options.dataset}.json"
+    document = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    ranks = path.with_suffix(".npz")
+    if not ranks.is_file():
+        return document, {}
+    with np.load(ranks, allow_pickle=False) as file:
+        return document, {name: file[name] for name in file.files}
+
+
+def identity(run: dict[str, Any]) -> str:
+    return json.dumps([run["method"], run["settings"], run["seed"]], sort_keys=True)
+
+
+def rank_name(run: dict[str, Any]) -> str:
+    return f"{run['method']}, seed {run['seed']}"
+
+
+def of_method(runs: list[dict[str, Any]], method: str) -> list[dict[str, Any]]:
+    """The runs of a method, of the settings with most seeds, in the order of their seeds."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
         if run["method"] == method and run["seed"] != TUNING_SEED:
             found.setdefault(json.dumps(run["settings"], sort_keys=True), []).append(run)
     return sorted(max(found.values(), key=len), key=lambda run: run["seed"]) if found else []
@@ -332,6 +395,15 @@ def report(options: argparse.Namespace, rows: list[list[dict[str, Any]]]) -> Non
     for runs in rows:
         cells = [[run["test"][name] for run in runs] for name in SHOWN]
         print(f"{runs[0]['method']:33}" + "".join(f"{cell(values):>18}" for values in cells))
+    _, before = results_of(options)
+    ranks = {
+        rank_name(run): np.load(file)
+        if (file := record_of(options, run).with_suffix(".npy")).is_file()
+        else before[rank_name(run)]
+        for runs in rows
+        for run in runs
+        if run["method"] in METHODS
+    }
     document = {
         "kind": "recommenders",
         "dataset": options.dataset,
@@ -339,28 +411,27 @@ def report(options: argparse.Namespace, rows: list[list[dict[str, Any]]]) -> Non
         "shown": SHOWN,
         "papers": PAPERS.get(options.dataset, {}),
         "rows": rows,
-        "comparisons": compared(options, rows),
+        "comparisons": compared(ranks),
     }
     path = options.out / f"recommenders-{options.dataset}.json"
+    part = path.with_suffix(f".{os.getpid()}.part.npz")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(part, **ranks)
+    os.replace(part, path.with_suffix(".npz"))
     write(path, document)
     print(f"wrote {path}")
 
 
-def compared(options: argparse.Namespace, rows: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def compared(ranks: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """Paired bootstrap over test users, seed by seed, of every trained method against the plain encoder."""
-    ranks = {
-        (run["method"], run["seed"]): np.load(record_of(options, run).with_suffix(".npy"))
-        for runs in rows
-        for run in runs
-        if run["method"] not in FLOORS
-    }
     result = []
-    for (method, seed), ours in ranks.items():
-        theirs = ranks.get(("SASRec", seed))
+    for name, ours in ranks.items():
+        method, _, seed = name.rpartition(", seed ")
+        theirs = ranks.get(f"SASRec, seed {seed}")
         if method == "SASRec" or theirs is None:
             continue
         found = paired_bootstrap(ours, theirs, metric="NDCG@10")
-        result.append({"method": method, "seed": seed, **dataclasses.asdict(found)})
+        result.append({"method": method, "seed": int(seed), **dataclasses.asdict(found)})
     return result
 
 

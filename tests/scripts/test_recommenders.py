@@ -1,6 +1,7 @@
 """The tables of recommenders: trained, resumed and written by the command that the results name."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,11 @@ def test_a_table_of_recommenders(tmp_path):
     for rows in document["rows"]:
         assert 0 <= rows[0]["test"]["NDCG@10"] <= rows[0]["test"]["HR@10"] <= 1
     assert [found["method"] for found in document["comparisons"]] == ["MCLRec"]
+    shutil.rmtree(tmp_path / "work")
+    printed = run("recommenders.py", *words, "--method", "SASRec", "MCLRec")
+    assert "small MCLRec" not in printed  # the results hold what is needed
+    again = json.loads((tmp_path / "out/recommenders-small.json").read_text(encoding="utf-8"))
+    assert (again["rows"][3:], again["comparisons"]) == (document["rows"][3:], document["comparisons"])
     run("summarise.py", "--results", tmp_path / "out", "--out", tmp_path / "RESULTS.md")
     page = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     assert "| SASRec | 1 | 1 of 1 |" in page
