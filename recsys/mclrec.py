@@ -26,7 +26,7 @@ from contrastive.similarity import gather, stream_rows, world_size
 from contrastive.similarity.distributed import average
 from contrastive.similarity.rows import DENSE_ENTRIES
 from recsys import augment
-from recsys.objectives import Head, Samples, encode_all, pair_contrast
+from recsys.objectives import Head, Samples, encode_all, pair_contrast, products
 
 if TYPE_CHECKING:
     from recsys.batches import PrefixTable
@@ -85,7 +85,7 @@ def small_terms(pairs: Sequence[tuple[Tensor, Tensor]], temperature: float) -> t
         temperature: of the regulariser.
     """
     views = torch.stack([torch.stack(pair, 1).flatten(0, 1) for pair in pairs])  # (P, 2B, d)
-    similarity = views @ views.mT
+    similarity = products(views, views)
     places = torch.arange(views.shape[1], device=views.device)
     positives = similarity[:, places, places ^ 1]
     own = torch.eye(len(places), dtype=torch.bool, device=views.device)

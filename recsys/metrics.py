@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recsys.data import Cases, Sequences
+from recsys.objectives import products
 
 if TYPE_CHECKING:
     from recsys.running_metrics import RankingMetrics as RankingMetrics
@@ -194,12 +195,12 @@ def _rank_rows(
     states: Tensor, items: Tensor, columns: Array, seen: tuple[Array, Array] | None, ties: Ties, width: int
 ) -> tuple[Tensor, Tensor]:
     """Candidates ahead ``(B,)`` and candidates compared ``(B,)``; ``columns`` of the targets rise."""
-    own = states.new_empty(len(states))
+    own = products(states, items[:1])[:, 0]  # of the scores' dtype; every element is replaced
     first, last = int(columns[0]) // width, int(columns[-1]) // width
     # The target's score is taken from the very product that ranks the items beside it. A dot product of its own may
     # differ in the last bit, and items with equal vectors would no longer tie.
     for block in range(first, last + 1):
-        scores = states @ items[block * width : (block + 1) * width].T
+        scores = products(states, items[block * width : (block + 1) * width])
         low, high = np.searchsorted(columns, [block * width, (block + 1) * width])
         rows = torch.arange(int(low), int(high), device=states.device)
         own[rows] = scores[rows, _index(columns[low:high] - block * width, states)]
@@ -207,7 +208,7 @@ def _rank_rows(
     for block in (last, *range(last), *range(last + 1, -(-len(items) // width))):
         start = block * width
         if block != last:  # the last of above is still there
-            scores = states @ items[start : start + width].T
+            scores = products(states, items[start : start + width])
         for total, count in zip((ahead, compared), _ahead(scores, own, ties), strict=True):
             total += count
         if seen is not None:

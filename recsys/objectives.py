@@ -49,6 +49,17 @@ class Samples(NamedTuple):
 # ---------------------------------------------------------------------- next item
 
 
+def products(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner products of rows ``a`` ``(..., N, d)`` and ``b`` ``(..., M, d)``: ``(..., N, M)``.
+
+    In at least float32 also under autocast: differences of logits are what a loss or a ranking lives by.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+        out: Tensor = a.to(wide) @ b.to(wide).mT
+    return out
+
+
 class FullSoftmax(nn.Module):
     """Cross-entropy over the whole catalogue, ``mean [ log sum_j exp(h·E_j) - h·E_target ]``.
 
@@ -69,7 +80,8 @@ class FullSoftmax(nn.Module):
         first = 0 if self.padding_class else 1
         classes = item_vectors[first:]
         if len(states) * len(classes) <= _DENSE_LOGITS:
-            return global_mean(F.cross_entropy(states @ classes.T, targets - first, reduction="none"))
+            logits = products(states, classes)
+            return global_mean(F.cross_entropy(logits, targets - first, reduction="none"))
         positives = (states * item_vectors[targets]).sum(-1)
         return global_mean(logsumexp_cross(states, classes) - positives)
 
@@ -165,7 +177,7 @@ def pair_contrast(
     local, everyone = rows.local.flatten(0, 1), rows.all.flatten(0, 1)
     positives = (rows.local[:, 0] * rows.local[:, 1]).sum(-1).repeat_interleave(2)
     if len(local) * len(everyone) <= DENSE_ENTRIES:
-        logits = local @ everyone.T
+        logits = products(local, everyone)
         logits.diagonal(2 * rows.start).fill_(-torch.inf)
         return global_mean(logits.logsumexp(1) - positives)
     own = local if rows.all is rows.local else everyone

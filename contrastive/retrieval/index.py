@@ -396,10 +396,13 @@ class Index:
         k: int = 10,
         *,
         queries: Vectors | None = None,
-        sample: int = 500,
+        sample: int = 1000,
         seed: int = 0,
     ) -> dict[str, Any]:
         """Search with the least effort that finds so many of the true neighbours, measured on a sample.
+
+        What is measured is above ``recall`` by its own uncertainty, so that other queries find as many with a
+        probability of 95 %.
 
         Args:
             recall: share of the ``k`` true neighbours that must be found, in (0, 1].
@@ -409,8 +412,9 @@ class Index:
             seed: of the sample.
 
         Returns:
-            Effort, candidates a neighbour that are ranked again (``rerank``), measured recall and queries per second;
-            also in :attr:`tuned`. Where no effort suffices there is a warning, and the greatest is chosen.
+            Effort, candidates a neighbour that are ranked again (``rerank``), measured recall, its lower bound
+            (``recall_low``) and queries per second; also in :attr:`tuned`. Where no effort suffices there is a
+            warning, and the greatest is chosen.
 
         Raises:
             ValueError: an empty index, a recall out of range, or codes without the vectors to compare with.

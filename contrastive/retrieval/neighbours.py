@@ -16,6 +16,7 @@ from contrastive.retrieval.vectors import Metric, Store
 
 BLOCK = 1 << 16  # rows that are handled at a time
 RERANK = 8  # candidates a neighbour that are ranked by the vectors themselves
+SURE = 1.645  # standard errors that a measured recall is to be above the wanted one: 95 % of a normal distribution
 VECTORS, SEARCH = "vectors.f32", "search.faiss"
 
 
@@ -186,7 +187,7 @@ class Neighbours:
             own: ``(Q,)`` the slots that the queries were taken from and do not count; None if they are others.
 
         Returns:
-            ``effort``, ``rerank``, ``recall``, ``queries_per_second`` and ``k``.
+            ``effort``, ``rerank``, ``recall``, ``recall_low``, ``queries_per_second`` and ``k``.
         """
         wanted = k + (own is not None)
         truth = [] if self.approximate is None else list(self.exact(queries, wanted, mask)[1])
@@ -197,11 +198,12 @@ class Neighbours:
             start = time.perf_counter()
             found = self.search(queries, wanted, mask)[1]
             seconds = time.perf_counter() - start
-            hits = [len(np.intersect1d(a, b)) for a, b in zip(truth, found, strict=False)]
+            hits = np.array([len(np.intersect1d(a, b)) for a, b in zip(truth, found, strict=False)] or [k]) / k
             return {
                 "effort": self.effort,
                 "rerank": self.rerank if self.reranks else None,
-                "recall": float(np.mean(hits)) / k if hits else 1.0,
+                "recall": float(hits.mean()),
+                "recall_low": float(hits.mean() - SURE * hits.std() / len(hits) ** 0.5),
                 "queries_per_second": len(queries) / seconds,
                 "k": k,
             }
@@ -213,13 +215,14 @@ class Neighbours:
             for effort in self.approximate.efforts:
                 self.approximate.effort, self.rerank = effort, candidates
                 tried.append(measure())
-                if tried[-1]["recall"] >= recall:
+                if tried[-1]["recall_low"] >= recall:
                     break
-        enough = [one for one in tried if one["recall"] >= recall]
+        enough = [one for one in tried if one["recall_low"] >= recall]
         if enough:
             best = max(enough, key=lambda one: one["queries_per_second"])
         else:
             best = max(tried, key=lambda one: one["recall"])
+        if best["recall"] < recall:
             warnings.warn(
                 f"tune: a recall of {recall} was not reached, {best['recall']:.3f} at most; build the index with "
                 f"larger codes or more links than factory={self.factory!r}.",

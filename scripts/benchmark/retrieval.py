@@ -62,7 +62,7 @@ def build(folder: Path, threads: int, memory_budget: int | None) -> dict[str, An
     index = Index.from_embeddings(folder, memory_budget=memory_budget)
     seconds = time.perf_counter() - start
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    tuned = {} if index.exact else index.tune(0.95, K, queries=draw(500, 99_999))
+    tuned = {} if index.exact else index.tune(0.95, K, queries=draw(2000, 99_999))
     index.save(folder / "index")
     files = folder / "index" / json.loads((folder / "index" / "manifest.json").read_text())["folder"]
     size = {path.name: path.stat().st_size for path in files.iterdir()}
@@ -73,7 +73,7 @@ def speed_up(folder: Path, threads: int) -> dict[str, float]:
     """Queries a second of the saved index over those of exact search, in turns, and recall on new queries."""
     set_threads(threads)
     index = Index.load(folder / "index", check=False)
-    source, queries = Embeddings(folder), draw(500, 77_777)
+    source, queries = Embeddings(folder), draw(2000, 77_777)
     store = index._neighbours.store
     rows = np.concatenate([part for part, _, _ in source.batches()]) if store is None else store.rows
     ratios, seconds = [], []

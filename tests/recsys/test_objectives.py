@@ -79,6 +79,17 @@ def test_full_softmax(monkeypatch, padding_class, streamed):
     torch.testing.assert_close(loss, F.cross_entropy(logits, targets))
 
 
+def test_autocast_does_not_round_logits():
+    states, targets, vectors = torch.randn(20, 8), torch.randint(1, 30, (20,)), torch.randn(30, 8)
+    compute = lambda: (  # noqa: E731
+        FullSoftmax()(states, targets, vectors, torch.Generator()),
+        pair_contrast(states, states.flip(0)),
+    )
+    expected = compute()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(compute(), expected)
+
+
 def test_sampled_softmax_over_everything_is_nearly_the_full_one():
     states, table, targets = rows(5), rows(12, seed=1), torch.tensor([1, 11, 4, 4, 7])
     drawn = torch.randint(1, 12, (6,), generator=generator())

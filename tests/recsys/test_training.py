@@ -199,6 +199,15 @@ def test_training_helps_and_metrics_are_those_of_full_ranking(history, tmp_path)
     assert logged["val_HR@10"] > 0.4  # a popular item alone gives about 0.2
 
 
+@pytest.mark.parametrize("encoder", [SASRec, GRU4Rec])
+def test_training_in_bfloat16(encoder, tmp_path):
+    model = recommender([DuoRec(), MCLRec()] if encoder is SASRec else [], encoder)
+    run = trainer(tmp_path, max_epochs=1, precision="bf16-mixed")
+    run.fit(model, RecommenderData(synthetic={"users": 40, "items": 40}))
+    assert 0 <= run.callback_metrics["val_HR@10"] <= 1
+    assert model.encoder.item_vectors().dtype == torch.float32
+
+
 def test_separate_prefixes_give_the_loss_of_shared_ones():
     totals = []
     for shared in (True, False):
