@@ -9,11 +9,16 @@ An encoder of your own is a module with ``num_items``, ``dim`` and ``max_length`
 :class:`SequenceEncoder` adds the rest.
 """
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from recsys.batches import gather_windows
+
+if TYPE_CHECKING:
+    from recsys.batches import PrefixTable
 
 HIDDEN = (
     -10_000.0
@@ -88,6 +93,29 @@ class SequenceEncoder(nn.Module):
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order))
         return torch.cat(states)[back]
+
+    def encode_prefixes(self, table: "PrefixTable", rows: Tensor) -> Tensor:
+        """Return the states ``(P, d)`` of the prefixes ``rows`` ``(P,)`` of a table.
+
+        Prefixes that begin at the same place of the table are read from one pass, if the encoder's states allow.
+        """
+        if not getattr(self, "shares_prefixes", True):
+            return self.encode_grouped(*table.gather(rows))
+        starts, pass_of = torch.unique(table.starts[rows], return_inverse=True)
+        lengths = table.lengths[rows]
+        longest = torch.zeros_like(starts).scatter_reduce_(0, pass_of, lengths, "amax")
+        order = torch.argsort(longest, stable=True)
+        groups = order.chunk(_LENGTH_GROUPS if rows.device.type == "cpu" else 1)
+        states = [self(*gather_windows(table.items, starts[group], longest[group])) for group in groups]
+        widths = torch.cat(
+            [torch.full_like(group, part.shape[1]) for group, part in zip(groups, states, strict=True)]
+        )
+        begin = torch.empty_like(order)  # of each pass among the states of all
+        begin[order] = widths.cumsum(0) - widths
+        out: Tensor = torch.cat([part.flatten(0, 1) for part in states]).index_select(
+            0, begin[pass_of] + lengths - 1
+        )
+        return out
 
     def check(self, items: Tensor, lengths: Tensor) -> None:
         """Refuse histories that the encoder cannot read.
@@ -323,7 +351,9 @@ class GRU4Rec(SequenceEncoder):
             ValueError: shapes or dtypes are not those, or T is above ``max_length``.
         """
         self.check(items, lengths)
-        with torch.autocast(items.device.type, enabled=False):  # in bfloat16 a CPU takes a hundred times as long
+        with torch.autocast(
+            items.device.type, enabled=False
+        ):  # in bfloat16 a CPU takes a hundred times as long
             out: Tensor = self.out(self.gru(self.dropout(self.item_embedding(items)))[0])
         return out
 

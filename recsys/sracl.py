@@ -162,8 +162,13 @@ class SRACL(Head):
 
         key = (data.fingerprint, split.train.items, self.semantics, self.text_model)
         found = self._cached(find, "neighbours", *key, self.neighbours, encoder.max_length, leaky)
-        places = pool.sequences
-        table = PrefixTable(places.items, places.offsets[:-1], places.lengths)
+        # Training prefixes of a user stand in one history; held-out ones have rows of their own behind.
+        own, extra = prefixes.items.cpu().numpy(), pool.sequences.take(np.arange(pool.num_train, len(pool)))
+        table = PrefixTable(
+            np.concatenate([own, extra.items]),
+            np.concatenate([prefixes.starts.cpu().numpy(), len(own) + extra.offsets[:-1]]),
+            pool.sequences.lengths,
+        )
         tables = vectors, found["prefixes"].astype(np.int64), found["items"]
         self.use(encoder, table, *(torch.from_numpy(part) for part in tables))
 
@@ -237,6 +242,6 @@ class SRACL(Head):
         found = found.clamp(min=0)
         weights = self.synthesiser(self.prefix_vectors[rows], self.prefix_vectors[found], present)
         distinct, place = torch.unique(found, return_inverse=True)  # each is encoded once
-        states = encoder.encode_grouped(*self.pool.gather(distinct))
+        states = encoder.encode_prefixes(self.pool, distinct)
         mixed: Tensor = torch.einsum("bk,bkd->bd", weights, states[place])
         return mixed

@@ -212,11 +212,15 @@ class Neighbours:
             return measure()
         depth, tried = self.rerank, []
         for candidates in (2, 4, 8, 16, 32) if self.reranks else (depth,):
+            before, left = 0.0, len(self.approximate.efforts)
             for effort in self.approximate.efforts:
                 self.approximate.effort, self.rerank = effort, candidates
                 tried.append(measure())
-                if tried[-1]["recall_low"] >= recall:
+                found, left = tried[-1]["recall_low"], left - 1
+                # More effort brings less and less: it is enough, or would not be at this rate with all that is left.
+                if found >= recall or found + left * max(found - before, 0) < recall:
                     break
+                before = found
         enough = [one for one in tried if one["recall_low"] >= recall]
         if enough:
             best = max(enough, key=lambda one: one["queries_per_second"])

@@ -13,7 +13,6 @@ digits.
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -54,14 +53,22 @@ def write(folder: Path, count: int) -> None:
     finish(folder, plan, shards)
 
 
+def peak_memory() -> int:
+    """Bytes of memory that this process has held at most, pages of mapped files included."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
 def build(folder: Path, threads: int, memory_budget: int | None) -> dict[str, Any]:
     """Build, tune and save the index of the shards in ``folder``, in this process."""
     set_threads(threads)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    faiss()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = peak_memory()
     start = time.perf_counter()
     index = Index.from_embeddings(folder, memory_budget=memory_budget)
     seconds = time.perf_counter() - start
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    peak = peak_memory() - before
     tuned = {} if index.exact else index.tune(0.95, K, queries=draw(2000, 99_999))
     index.save(folder / "index")
     files = folder / "index" / json.loads((folder / "index" / "manifest.json").read_text())["folder"]

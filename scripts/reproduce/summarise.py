@@ -57,8 +57,8 @@ def recommenders(document: Mapping[str, Any]) -> str:
     lines = [f"## Next-item recommendation: {document['dataset']}", ""]
     lines += [
         f"`{document['command']}`. Test items; the epoch chosen by validation NDCG@10, the whole catalogue ranked, "
-        "history kept, ties against the model. Rows in italics are the papers' own numbers; seconds on an "
-        "H200 are of one process among nineteen.",
+        "history kept, ties against the model. Rows in italics are the papers' own numbers. Seconds are those of the "
+        "processor, one thread; on an H200 those of the clock, with eighteen other processes beside.",
         "",
         f"| method | seeds | epoch | seconds | {' | '.join(shown)} |",
         "|---" * (len(shown) + 4) + "|",

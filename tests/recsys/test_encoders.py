@@ -1,5 +1,6 @@
 """Encoders against the published code, prefixes against the whole, and checkpoints that carry foreign classes."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from recsys import GRU4Rec, SASRec
+from recsys.batches import PrefixTable
 from recsys.encoders import Block, Dropout
 from recsys.official import load_recbole, translate
 
@@ -80,6 +82,26 @@ def test_groups_do_not_change_states(make):
     encoder = make(30, 16, max_length=20).double().eval()
     items, lengths = histories(100, 20, 30)
     torch.testing.assert_close(encoder.encode_grouped(items, lengths), encoder.encode(items, lengths))
+
+
+@pytest.mark.parametrize("make", [SASRec, GRU4Rec, partial(SASRec, positions="end")])
+def test_prefixes_of_one_pass_are_those_of_their_own(make):
+    encoder = make(30, 16, max_length=20).double().eval()
+    lengths = torch.randint(1, 21, (200,), generator=torch.Generator().manual_seed(0))
+    starts = 20 * torch.randint(
+        0, 12, (200,), generator=torch.Generator().manual_seed(1)
+    )  # many share a history
+    items = np.random.default_rng(0).integers(1, 31, 240)
+    table = PrefixTable(items, starts.numpy(), lengths.numpy())
+    rows = torch.arange(0, 200, 2)
+    expected = encoder.encode(*table.gather(rows))
+    torch.testing.assert_close(encoder.encode_prefixes(table, rows), expected)
+    found = torch.autograd.grad(
+        encoder.encode_prefixes(table, rows).square().sum(), encoder.item_embedding.weight
+    )
+    torch.testing.assert_close(
+        found, torch.autograd.grad(expected.square().sum(), encoder.item_embedding.weight)
+    )
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5])
