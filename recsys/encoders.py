@@ -80,8 +80,15 @@ class SequenceEncoder(nn.Module):
             items: ``(B, T)`` int64 codes, right-padded with 0.
             lengths: ``(B,)`` int64, 1 to T.
         """
+        return self.states_at(items, lengths, torch.arange(len(items), device=items.device), lengths - 1)
+
+    def states_at(self, items: Tensor, lengths: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+        """Return the states ``(P, d)`` of histories ``rows`` ``(P,)`` after the items at ``places`` ``(P,)``.
+
+        An encoder whose last layer can leave out the other places overrides it.
+        """
         states: Tensor = self(items, lengths)
-        return states[torch.arange(len(states), device=states.device), lengths - 1]
+        return states[rows, places]
 
     def encode_grouped(self, items: Tensor, lengths: Tensor) -> Tensor:
         """As :meth:`encode`, in groups of similar length, so that short histories do not pay for long ones."""
@@ -106,16 +113,20 @@ class SequenceEncoder(nn.Module):
         longest = torch.zeros_like(starts).scatter_reduce_(0, pass_of, lengths, "amax")
         order = torch.argsort(longest, stable=True)
         groups = order.chunk(_LENGTH_GROUPS if rows.device.type == "cpu" else 1)
-        states = [self(*gather_windows(table.items, starts[group], longest[group])) for group in groups]
-        widths = torch.cat(
-            [torch.full_like(group, part.shape[1]) for group, part in zip(groups, states, strict=True)]
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order), device=order.device)
+        at = torch.argsort(rank[pass_of], stable=True)  # prefixes in the order of their passes
+        of_group = torch.searchsorted(
+            rank[pass_of[at]], torch.tensor([len(group) for group in groups], device=at.device).cumsum(0)
         )
-        begin = torch.empty_like(order)  # of each pass among the states of all
-        begin[order] = widths.cumsum(0) - widths
-        out: Tensor = torch.cat([part.flatten(0, 1) for part in states]).index_select(
-            0, begin[pass_of] + lengths - 1
-        )
-        return out
+        states, first = [], 0
+        for group, some in zip(groups, at.tensor_split(of_group[:-1].cpu()), strict=True):
+            items, lengths_ = gather_windows(table.items, starts[group], longest[group])
+            states.append(self.states_at(items, lengths_, rank[pass_of[some]] - first, lengths[some] - 1))
+            first += len(group)
+        back = torch.empty_like(at)
+        back[at] = torch.arange(len(at), device=at.device)
+        return torch.cat(states)[back]
 
     def check(self, items: Tensor, lengths: Tensor) -> None:
         """Refuse histories that the encoder cannot read.
@@ -233,17 +244,32 @@ class SASRec(SequenceEncoder):
         Raises:
             ValueError: shapes or dtypes are not those, or T is above ``max_length``.
         """
+        states, mask = self._start(items, lengths)
+        for block in self.blocks:
+            states = block(states, mask)
+        return states
+
+    def states_at(self, items: Tensor, lengths: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+        """As of :class:`SequenceEncoder`: the last block computes these places only."""
+        states, mask = self._start(items, lengths)
+        for block in self.blocks[:-1]:
+            states = block(states, mask)
+        hidden = torch.arange(items.shape[1], device=items.device) > places[:, None]
+        if mask is not None:
+            hidden |= items[rows] == 0
+        fill = -torch.inf if mask is None else HIDDEN
+        own = torch.zeros(hidden.shape, dtype=states.dtype, device=states.device).masked_fill_(hidden, fill)
+        out: Tensor = self.blocks[-1](states, own[:, None, None], (rows, places))[:, 0]
+        return out
+
+    def _start(self, items: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What enters the first block, and the mask of all of them."""
         self.check(items, lengths)
         positions = torch.arange(items.shape[1], device=items.device).expand_as(items)
         if not self.shares_prefixes:
             positions = (positions + (self.max_length - lengths)[:, None]).clamp(max=self.max_length - 1)
-        states: Tensor = self.dropout(
-            self.norm(self.item_embedding(items) + self.position_embedding(positions))
-        )
-        mask = self._mask(items, lengths, states.dtype)
-        for block in self.blocks:
-            states = block(states, mask)
-        return states
+        states = self.dropout(self.norm(self.item_embedding(items) + self.position_embedding(positions)))
+        return states, self._mask(items, lengths, states.dtype)
 
     def _mask(self, items: Tensor, lengths: Tensor, dtype: torch.dtype) -> Tensor | None:
         """What to add to attention logits ``(B, 1, T, T)``; None where the causal order alone decides."""
@@ -271,15 +297,28 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-12)
         self.dropout = Dropout(dropout)
 
-    def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        """Map states ``(B, T, d)`` to states ``(B, T, d)``."""
-        batch, length, dim = states.shape
-        query, key, value = self.qkv(states).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+    def forward(self, states: Tensor, mask: Tensor | None, at: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Map states ``(B, T, d)`` to states ``(B, T, d)``, or to those ``(P, 1, d)`` at P rows and places."""
+        if at is None:
+            query, key, value = self._split(self.qkv(states))
+        else:
+            rows, places = at
+            dim, (weight, bias) = states.shape[-1], (self.qkv.weight, self.qkv.bias)
+            key, value = self._split(F.linear(states, weight[dim:], bias[dim:]))
+            key, value = key[rows], value[rows]
+            states = states[rows, places][:, None]
+            (query,) = self._split(F.linear(states, weight[:dim], bias[:dim]))
         attended = self._attend(query, key, value, mask)
-        attended = self.out(attended.transpose(1, 2).reshape(batch, length, dim))
+        attended = self.out(attended.transpose(1, 2).flatten(2))
         states = self.attention_norm(states + self.dropout(attended))
         out: Tensor = self.norm(states + self.dropout(self.outer(F.gelu(self.inner(states)))))
         return out
+
+    def _split(self, projected: Tensor) -> Tensor:
+        """Parts and heads of projections ``(B, T, parts · d)``: ``(parts, B, heads, T, d / heads)``."""
+        batch, length, width = projected.shape
+        size = self.out.in_features // self.heads
+        return projected.view(batch, length, -1, self.heads, size).permute(2, 0, 3, 1, 4)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         share = self.attention_dropout.share if self.training else 0.0

@@ -1,7 +1,7 @@
 """Training steps and full ranking of recommenders, beside the usual way to compute the same.
 
     python scripts/benchmark/recsys.py --data FOLDER/amazon-beauty.seq.tsv.gz --threads 2
-    python scripts/benchmark/recsys.py --grow items --threads 2
+    python scripts/benchmark/recsys.py --grow users items length --threads 2 --out growth.png
 
 The usual way is a row of 50 columns for every training prefix, padded on the right, a batch of 256 of them, dense
 logits, and for evaluation the whole score matrix and a top-k; RecBole's SASRec and MCLRec's published code do so.
@@ -262,30 +262,39 @@ GROWTH: dict[str, list[dict[str, int]]] = {
 
 
 def grow(options: argparse.Namespace) -> None:
-    rows = []
-    for sizes in GROWTH[options.grow]:
-        row: dict[str, float] = dict(sizes)
-        for name in ("SASRec step", "full ranking"):
-            found = one(options, name, **sizes)
-            row |= {f"{name}, ms": 1000 * found["wall"], f"{name}, MB": found["peak MB"]}
-        rows.append(row)
-        print("  ".join(f"{key} {value:,.0f}" for key, value in row.items()), flush=True)
+    tables: dict[str, list[dict[str, float]]] = {}
+    for what in options.grow:
+        for sizes in GROWTH[what]:
+            row: dict[str, float] = dict(sizes)
+            for name in ("SASRec step", "full ranking"):
+                found = one(options, name, **sizes)
+                row |= {f"{name}, ms": 1000 * found["wall"], f"{name}, MB": found["peak MB"]}
+            tables.setdefault(what, []).append(row)
+            print("  ".join(f"{key} {value:,.0f}" for key, value in row.items()), flush=True)
     if options.out:
-        draw(rows, options.grow, options.out)
+        draw(tables, options.out)
 
 
-def draw(rows: list[dict[str, float]], what: str, path: Path) -> None:
+def draw(tables: dict[str, list[dict[str, float]]], path: Path) -> None:
+    """Time above, memory below, a column for each size that grows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(tables), 5), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    for name in ("SASRec step", "full ranking"):
-        for axes, unit in ((left, "ms"), (right, "MB")):
-            axes.plot([row[what] for row in rows], [row[f"{name}, {unit}"] for row in rows], "o-", label=name)
-            axes.set(xscale="log", yscale="log", xlabel=what, ylabel=unit)
-    left.legend(frameon=False)
+    grid = figure.subplots(2, len(tables), sharex="col", sharey="row", squeeze=False)
+    for column, (what, rows) in zip(grid.T, tables.items(), strict=True):
+        for axes, unit in zip(column, ("ms", "MB"), strict=True):
+            for name in ("SASRec step", "full ranking"):
+                axes.plot(
+                    [row[what] for row in rows], [row[f"{name}, {unit}"] for row in rows], "o-", label=name
+                )
+            axes.set(xscale="log", yscale="log")
+            axes.grid(alpha=0.3)
+        column[-1].set_xlabel(what)
+    grid[0, 0].set_ylabel("ms")
+    grid[1, 0].set_ylabel("MB above the data")
+    grid[0, 0].legend(frameon=False)
     figure.savefig(path, dpi=150)
 
 
@@ -298,7 +307,9 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=12_000)
     parser.add_argument("--length", type=int, default=9)
     parser.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
-    parser.add_argument("--grow", choices=list(GROWTH), help="measure growth instead of comparing")
+    parser.add_argument(
+        "--grow", nargs="+", choices=list(GROWTH), help="measure growth with these instead of comparing"
+    )
     parser.add_argument("--repeats", type=int, default=20, help="steps, of which the median counts")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, help="picture of the growth, or JSON of the comparison")
