@@ -111,9 +111,9 @@ def _measure(contestant: Contestant, arguments: Mapping[str, Any], repeats: int)
     problem = contestant(**arguments)
     warm = torch.randn(8, 8, requires_grad=True)
     (warm @ warm).sum().backward()  # thread pools are not the loss's memory
-    before = _resident_bytes()
+    before = resident_bytes()
     loss, seconds = _step(problem)
-    result = {"extra_bytes": float(max(_status("VmHWM") - before, 0))}
+    result = {"extra_bytes": float(max(peak_bytes() - before, 0))}
     # Once so much was freed, glibc keeps what is freed later instead of giving it back to the system and asking for
     # it again in every step; in training the encoder's activations see to that.
     del warm
@@ -134,13 +134,18 @@ def _step(problem: Problem) -> tuple[float | None, float]:
     return None if loss is None else float(loss.detach()), seconds
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
     """Memory in use now; resets the peak, so that it starts from here."""
     gc.collect()
     if hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
+
+
+def peak_bytes() -> int:
+    """Most memory that was in use since :func:`resident_bytes`, pages of mapped files included."""
+    return _status("VmHWM")
 
 
 def _status(field: str) -> int:

@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from measure import peak_bytes, resident_bytes
 
 # This file has the package's name, and Python looks in its folder first.
 sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
@@ -217,7 +218,7 @@ CONTESTANTS: dict[str, tuple[Callable[..., Callable[[], None]], Any]] = {
 def measure(options: argparse.Namespace) -> dict[str, float]:
     make, heads = CONTESTANTS[options.one]
     data = load(options)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident_bytes()
     run = make(data) if heads is None else make(data, [MCLRec(**arguments) for arguments in heads])
     repeats = options.repeats if heads is not None else max(2, options.repeats // 10)
     wall, cpu = [], []
@@ -226,7 +227,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         run()
         wall.append(time.perf_counter() - start)
         cpu.append(time.process_time() - used)
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    peak = (peak_bytes() - before) / 1e6
     steps = len(data.train_dataloader()) if heads is not None else 1
     return {
         "wall": statistics.median(wall[1:]),
@@ -289,7 +290,9 @@ def draw(tables: dict[str, list[dict[str, float]]], path: Path) -> None:
                 axes.plot(
                     [row[what] for row in rows], [row[f"{name}, {unit}"] for row in rows], "o-", label=name
                 )
-            axes.set(xscale="log", yscale="log")
+            axes.set(xscale="log", yscale="log", ylim=(10, None))
+            axes.set_xticks([row[what] for row in rows], [f"{row[what]:,.0f}" for row in rows])
+            axes.minorticks_off()
             axes.grid(alpha=0.3)
         column[-1].set_xlabel(what)
     grid[0, 0].set_ylabel("ms")

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measure import peak_bytes, resident_bytes
 from sklearn.datasets import load_digits
 
 from contrastive.evaluation import Features, features, knn_classify
@@ -53,22 +54,15 @@ def write(folder: Path, count: int) -> None:
     finish(folder, plan, shards)
 
 
-def peak_memory() -> int:
-    """Bytes of memory that this process has held at most, pages of mapped files included."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
 def build(folder: Path, threads: int, memory_budget: int | None) -> dict[str, Any]:
     """Build, tune and save the index of the shards in ``folder``, in this process."""
     set_threads(threads)
     faiss()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before = peak_memory()
+    before = resident_bytes()
     start = time.perf_counter()
     index = Index.from_embeddings(folder, memory_budget=memory_budget)
     seconds = time.perf_counter() - start
-    peak = peak_memory() - before
+    peak = peak_bytes() - before
     tuned = {} if index.exact else index.tune(0.95, K, queries=draw(2000, 99_999))
     index.save(folder / "index")
     files = folder / "index" / json.loads((folder / "index" / "manifest.json").read_text())["folder"]

@@ -11,17 +11,22 @@ the ten best. Times are of whole calls, ids and all.
 
 import argparse
 import platform
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+# recsys.py of this folder has the package's name, and Python looks here first.
+sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
 
-from contrastive.retrieval import set_threads
-from recsys.data import SequenceData, Sequences
-from recsys.encoders import SASRec
-from recsys.recommend import Recommendation, Recommender
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from contrastive.retrieval import set_threads  # noqa: E402
+from recsys.data import SequenceData, Sequences  # noqa: E402
+from recsys.encoders import SASRec  # noqa: E402
+from recsys.recommend import Recommendation, Recommender  # noqa: E402
 
 DIM, LENGTH, K = 64, 50, 10
 
