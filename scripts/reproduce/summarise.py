@@ -58,7 +58,8 @@ def recommenders(document: Mapping[str, Any]) -> str:
     lines += [
         f"`{document['command']}`. Test items; the epoch chosen by validation NDCG@10, the whole catalogue ranked, "
         "history kept, ties against the model. Rows in italics are the papers' own numbers. Seconds are those of the "
-        "processor, one thread; on an H200 those of the clock, with eighteen other processes beside.",
+        "processor, one thread; on an H200 those of the clock, with eighteen other processes beside. "
+        + document.get("notes", ""),
         "",
         f"| method | seeds | epoch | seconds | {' | '.join(shown)} |",
         "|---" * (len(shown) + 4) + "|",
