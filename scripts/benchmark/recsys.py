@@ -281,7 +281,7 @@ def draw(tables: dict[str, list[dict[str, float]]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.2 * len(tables), 5), layout="constrained")
+    figure = Figure(figsize=(3.8 * len(tables), 5), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(2, len(tables), sharex="col", sharey="row", squeeze=False)
     for column, (what, rows) in zip(grid.T, tables.items(), strict=True):
@@ -290,13 +290,13 @@ def draw(tables: dict[str, list[dict[str, float]]], path: Path) -> None:
                 axes.plot(
                     [row[what] for row in rows], [row[f"{name}, {unit}"] for row in rows], "o-", label=name
                 )
-            axes.set(xscale="log", yscale="log", ylim=(10, None))
+            axes.set(xscale="log", yscale="log")
             axes.set_xticks([row[what] for row in rows], [f"{row[what]:,.0f}" for row in rows])
             axes.minorticks_off()
             axes.grid(alpha=0.3)
         column[-1].set_xlabel(what)
-    grid[0, 0].set_ylabel("ms")
-    grid[1, 0].set_ylabel("MB above the data")
+    for axes, unit in zip(grid[:, 0], ("ms", "MB above the data"), strict=True):
+        axes.set(ylim=(10, None), ylabel=unit)
     grid[0, 0].legend(frameon=False)
     figure.savefig(path, dpi=150)
 
