@@ -116,11 +116,11 @@ class SequenceEncoder(nn.Module):
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order), device=order.device)
         at = torch.argsort(rank[pass_of], stable=True)  # prefixes in the order of their passes
-        of_group = torch.searchsorted(
+        ends = torch.searchsorted(
             rank[pass_of[at]], torch.tensor([len(group) for group in groups], device=at.device).cumsum(0)
         )
         states, first = [], 0
-        for group, some in zip(groups, at.tensor_split(of_group[:-1].cpu()), strict=True):
+        for group, some in zip(groups, at.tensor_split(ends[:-1].cpu()), strict=True):
             items, lengths_ = gather_windows(table.items, starts[group], longest[group])
             states.append(self.states_at(items, lengths_, rank[pass_of[some]] - first, lengths[some] - 1))
             first += len(group)
@@ -316,7 +316,7 @@ class Block(nn.Module):
 
     def _split(self, projected: Tensor) -> Tensor:
         """Parts and heads of projections ``(B, T, parts · d)``: ``(parts, B, heads, T, d / heads)``."""
-        batch, length, width = projected.shape
+        batch, length, _ = projected.shape
         size = self.out.in_features // self.heads
         return projected.view(batch, length, -1, self.heads, size).permute(2, 0, 3, 1, 4)
 
