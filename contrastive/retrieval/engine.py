@@ -20,7 +20,7 @@ EXACT_UP_TO = 50_000  # vectors that are searched exactly by "auto"
 GRAPH_UP_TO = 2_000_000  # vectors beyond which a graph takes too long to build
 BUILD_EFFORT = 100  # candidates for the links of a graph; with FAISS's own 40, clustered rows lose each other
 TRAINING_ROWS = 50  # for each list of an inverted file
-PRODUCTS_FROM = 2048  # numbers in queries from which products are faster than pairs (by 5 before FAISS's own 128,000)
+PRODUCTS_FROM = 2048  # numbers in queries from which products beat pairs; 5 times at FAISS's own 128,000
 
 MARGIN = 8  # candidates beyond those asked for that exact search scores again
 _PRODUCTS = 1 << 24  # of a block of queries with all rows, that are held at a time

@@ -198,7 +198,8 @@ class Neighbours:
             start = time.perf_counter()
             found = self.search(queries, wanted, mask)[1]
             seconds = time.perf_counter() - start
-            hits = np.array([len(np.intersect1d(a, b)) for a, b in zip(truth, found, strict=False)] or [k]) / k
+            both = [len(np.intersect1d(a, b)) for a, b in zip(truth, found, strict=False)]
+            hits = np.array(both or [k]) / k
             return {
                 "effort": self.effort,
                 "rerank": self.rerank if self.reranks else None,
