@@ -75,7 +75,8 @@ NOTES = {
     "amazon-office": "The encoder's dropout was chosen for the plain loss by validation NDCG@10 of one further seed: "
     "0.0603 with 0.2 and with 0.5, 0.0599 with 0.7. The weights of the heads were not tuned. The data has no "
     "attributes of items, so SRA-CL takes their meaning from training interactions, where the paper has descriptions "
-    "by a language model. MKL was made to use AVX-512 on an AMD processor, which takes a third off the time.",
+    "by a language model. MKL was made to use AVX-512 on an AMD processor, which takes a third off the time "
+    "(not for SASRec's first seed).",
 }
 # HR@5, HR@10, HR@20, NDCG@5, NDCG@10, NDCG@20 of the papers' tables: MCLRec's, and SRA-CL's for its own.
 PAPERS = {
