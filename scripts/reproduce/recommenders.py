@@ -77,7 +77,7 @@ NOTES = {
     "attributes of items, so SRA-CL takes their meaning from training interactions, where the paper has descriptions "
     "by a language model. MKL was made to use AVX-512 on an AMD processor, which takes a third off the time "
     "(not for SASRec's first seed).",
-    "amazon-beauty": "Here seconds are of the clock, since the last interruption, on a busy machine. Nothing was tuned.",
+    "amazon-beauty": "Seconds here are of the clock since the last interruption on a busy machine; nothing was tuned.",
 }
 # HR@5, HR@10, HR@20, NDCG@5, NDCG@10, NDCG@20 of the papers' tables: MCLRec's, and SRA-CL's for its own.
 PAPERS = {
