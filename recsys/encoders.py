@@ -390,9 +390,8 @@ class GRU4Rec(SequenceEncoder):
             ValueError: shapes or dtypes are not those, or T is above ``max_length``.
         """
         self.check(items, lengths)
-        with torch.autocast(
-            items.device.type, enabled=False
-        ):  # in bfloat16 a CPU takes a hundred times as long
+        # In bfloat16 a CPU takes a hundred times as long.
+        with torch.autocast(items.device.type, enabled=False):
             out: Tensor = self.out(self.gru(self.dropout(self.item_embedding(items)))[0])
         return out
 

@@ -402,7 +402,7 @@ class Index:
         """Search with the least effort that finds so many of the true neighbours, measured on a sample.
 
         What is measured is above ``recall`` by its own uncertainty, so that other queries find as many with a
-        probability of 95 %.
+        probability of about 95 %.
 
         Args:
             recall: share of the ``k`` true neighbours that must be found, in (0, 1].
@@ -414,7 +414,7 @@ class Index:
         Returns:
             Effort, candidates a neighbour that are ranked again (``rerank``), measured recall, its lower bound
             (``recall_low``) and queries per second; also in :attr:`tuned`. Where no effort suffices there is a
-            warning, and the greatest is chosen.
+            warning, and the one that found most is chosen.
 
         Raises:
             ValueError: an empty index, a recall out of range, or codes without the vectors to compare with.

@@ -17,6 +17,7 @@ from contrastive.retrieval.vectors import Metric, Store
 BLOCK = 1 << 16  # rows that are handled at a time
 RERANK = 8  # candidates a neighbour that are ranked by the vectors themselves
 SURE = 1.645  # standard errors that a measured recall is to be above the wanted one: 95 % of a normal distribution
+FLAT = 0.002  # gain of recall by two steps of effort below which more effort is not tried
 VECTORS, SEARCH = "vectors.f32", "search.faiss"
 
 
@@ -213,15 +214,15 @@ class Neighbours:
             return measure()
         depth, tried = self.rerank, []
         for candidates in (2, 4, 8, 16, 32) if self.reranks else (depth,):
-            before, left = 0.0, len(self.approximate.efforts)
+            recalls: list[float] = []
             for effort in self.approximate.efforts:
                 self.approximate.effort, self.rerank = effort, candidates
                 tried.append(measure())
-                found, left = tried[-1]["recall_low"], left - 1
-                # More effort brings less and less: it is enough, or would not be at this rate with all that is left.
-                if found >= recall or found + left * max(found - before, 0) < recall:
+                recalls.append(tried[-1]["recall"])
+                # Two steps that bring next to nothing: the rest is lost to the codes, or to links that are missing.
+                flat = len(recalls) > 2 and recalls[-1] - recalls[-3] < FLAT
+                if tried[-1]["recall_low"] >= recall or flat:
                     break
-                before = found
         enough = [one for one in tried if one["recall_low"] >= recall]
         if enough:
             best = max(enough, key=lambda one: one["queries_per_second"])

@@ -272,6 +272,33 @@ def test_tuning_holds_the_recall():
         Index.build(vectors(300), factory="PQ4x4").tune()
 
 
+def test_tuning_goes_on_where_little_effort_finds_little():
+    # Without clusters neighbours are spread over many lists, and few of them hold next to nothing.
+    index = Index.build(vectors(4000, dim=32), factory="IVF128,Flat", keep_vectors=True)
+    queries = vectors(200, seed=8, dim=32)
+    found = index.tune(recall=0.95, queries=queries)
+    assert found["recall_low"] >= 0.95
+    index._neighbours.approximate.effort = 1
+    truth = Index.build(vectors(4000, dim=32)).search(queries, 10)[1]
+    hits = [len(np.intersect1d(a, b)) for a, b in zip(truth, index.search(queries, 10)[1], strict=True)]
+    assert np.mean(hits) / 10 < 0.2
+
+
+def test_tuning_stops_where_effort_no_longer_helps(monkeypatch):
+    rows = vectors(4, dim=16, seed=1).repeat(1000, axis=0) + 0.1 * vectors(4000, dim=16)
+    index = Index.build(rows, factory="IVF128,PQ2x4", keep_vectors=True)
+    efforts, search = [], engine.Approximate.search
+
+    def count(self, queries, k, mask):
+        efforts.append(self.effort)
+        return search(self, queries, k, mask)
+
+    monkeypatch.setattr(engine.Approximate, "search", count)
+    with pytest.warns(UserWarning, match="was not reached"):
+        index.tune(recall=1.0, queries=rows[:100])
+    assert len(efforts) < 5 * len(index._neighbours.approximate.efforts)
+
+
 # ---------------------------------------------------------------------- what is refused, before anything changes
 
 
