@@ -29,6 +29,7 @@ _PUBLIC = {
     "ranking_metrics": "recsys.metrics",
     "Popularity": "recsys.floors",
     "MarkovChain": "recsys.floors",
+    "SequentialRules": "recsys.floors",
     "ItemKNN": "recsys.floors",
     "TransitionMixture": "recsys.mixture",
     "rank_by_vectors": "recsys.metrics",

@@ -112,7 +112,9 @@ class SequenceEncoder(nn.Module):
         lengths = table.lengths[rows]
         longest = torch.zeros_like(starts).scatter_reduce_(0, pass_of, lengths, "amax")
         order = torch.argsort(longest, stable=True)
-        groups = order.chunk(_LENGTH_GROUPS if rows.device.type == "cpu" else 1)
+        # On a GPU the number of operations takes time too: split only where most of one group were padding.
+        few = 4 if len(longest) * longest.max() > 2 * longest.sum() else 1
+        groups = order.chunk(_LENGTH_GROUPS if rows.device.type == "cpu" else few)
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order), device=order.device)
         at = torch.argsort(rank[pass_of], stable=True)  # prefixes in the order of their passes

@@ -6,27 +6,34 @@ how much of this a model has missed, and is a cheap re-ranker; its numbers stand
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from recsys.data import Cases, Sequences
-from recsys.floors import MarkovChain
 from recsys.metrics import History, Score, Ties, case_values, rank_block, scored_blocks
 
 WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 
 
+class TransitionTable(Protocol):
+    """A fitted :class:`~recsys.MarkovChain` or :class:`~recsys.SequentialRules`."""
+
+    def probabilities(self, histories: Sequences) -> Tensor:
+        """``(B, num_items + 1)`` float64; rows add up to 1, or are 0."""
+
+
 @dataclass(frozen=True, eq=False)
 class TransitionMixture:
-    """``(1 - weight) * softmax(scores) + weight * q``, q the transition row of the last item.
+    """``(1 - weight) * softmax(scores) + weight * q``, q what a table says of the next item.
 
-    Histories whose last item nothing followed in training get the softmax alone.
+    Histories of which the table knows nothing get the softmax alone.
 
     Attributes:
         model_score: scores ``(B, num_items + 1)`` of a model, taken as logits.
-        markov: fitted transition table.
+        table: of transitions, fitted.
         weight: of the table, from 0 to below 1.
 
     Raises:
@@ -34,7 +41,7 @@ class TransitionMixture:
     """
 
     model_score: Score
-    markov: MarkovChain
+    table: TransitionTable
     weight: float = 0.5
 
     def __post_init__(self) -> None:
@@ -98,7 +105,7 @@ class TransitionMixture:
         return grid[int(values.argmax())]
 
     def _table(self, histories: Sequences, beside: Tensor) -> Tensor:
-        return self.markov.probabilities(histories).to(beside.device)
+        return self.table.probabilities(histories).to(beside.device)
 
     def _mix(self, softmax: Tensor, table: Tensor) -> Tensor:
         weight = self.weight * (table.sum(1, keepdim=True) > 0).to(softmax.dtype)

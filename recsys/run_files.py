@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from recsys.data import Cases, SequenceData
 from recsys.files import read_lines
-from recsys.floors import ItemKNN, MarkovChain, Popularity
+from recsys.floors import ItemKNN, MarkovChain, Popularity, SequentialRules
 from recsys.metrics import KS, MISSED, History, Ties, paired_bootstrap, rank_targets, ranking_metrics
 from recsys.results import RankingResult, format_results, write_results
 
@@ -235,6 +235,7 @@ def evaluate_run_files(
     for floor, scorer in (
         ("popularity", Popularity()),
         ("Markov chain", MarkovChain()),
+        ("sequential rules", SequentialRules()),
         ("item-kNN", ItemKNN()),
     ):
         scorer.fit(parts.train, interactions.num_items)

@@ -58,7 +58,7 @@ def recommenders(document: Mapping[str, Any]) -> str:
     lines += [
         f"`{document['command']}`. Test items; the epoch chosen by validation NDCG@10, the whole catalogue ranked, "
         "history kept, ties against the model. Rows in italics are the papers' own numbers. Seconds are those of the "
-        "processor, one thread; on an H200 those of the clock, with eighteen other processes beside. "
+        "processor, one thread; where a method took a GPU, those of the clock, with up to fourteen others beside. "
         + document.get("notes", ""),
         "",
         f"| method | seeds | epoch | seconds | {' | '.join(shown)} |",
@@ -67,10 +67,11 @@ def recommenders(document: Mapping[str, Any]) -> str:
     for runs in document["rows"]:
         name = runs[0]["method"]
         lines.append(_row(name, runs, [[run["test"][metric] for run in runs] for metric in shown]))
-        if "mixture" in runs[0]:
-            mixed = [[run["mixture"]["HR@10 kept"]["test"][metric] for run in runs] for metric in shown]
-            if any(run["mixture"]["HR@10 kept"]["weight"] for run in runs):
-                lines.append(_row(f"{name} + transition mixture", runs, mixed))
+        for kind, label in (("HR@10 kept", "transition mixture"), ("rules, free", "sequential rules")):
+            mixtures = [run["mixture"][kind] for run in runs if kind in run.get("mixture", {})]
+            if len(mixtures) == len(runs) and any(mixture["weight"] for mixture in mixtures):
+                values = [[mixture["test"][metric] for mixture in mixtures] for metric in shown]
+                lines.append(_row(f"{name} + {label}", runs, values))
         if name in document["papers"]:
             published = " | ".join(
                 "" if value is None else f"*{value:.4f}*" for value in document["papers"][name]

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from recsys.data import Cases, SequenceData, Sequences
-from recsys.floors import MarkovChain
+from recsys.floors import MarkovChain, SequentialRules
 from recsys.metrics import case_values, rank_targets
 from recsys.mixture import TransitionMixture
 
@@ -37,12 +37,13 @@ def naive(scores, shares, weight):
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 0.9])
-def test_scores_are_the_mixture_of_probabilities(markov, model, weight):
+def test_scores_are_the_mixture_of_probabilities(split, markov, model, weight):
     histories = Sequences.from_lists([[1], [5, 2], [3, 60, 17]])
     lonely = MarkovChain().fit(
         Sequences.from_lists([[1, 2, 1, 4], [17, 3]]), 60
     )  # 2 -> 1 is there, nothing from 60
-    for chain in (markov, lonely):
+    rules = SequentialRules().fit(split.train, split.data.num_items)
+    for chain in (markov, lonely, rules):
         found = TransitionMixture(model, chain, weight).score(histories).numpy()
         scores, shares = model(histories).double().numpy(), chain.probabilities(histories).numpy()
         expected = [naive(s, q, weight) for s, q in zip(scores, shares, strict=True)]

@@ -169,7 +169,14 @@ def test_the_script_prints_a_table_and_writes_results(tmp_path, data, scored):
     )
     assert done.returncode == 0, done.stderr
     results = {result.model: result for result in read_results(tmp_path / "out" / "results.json")}
-    assert list(results) == ["ours.run", "theirs.csv", "popularity", "Markov chain", "item-kNN"]
+    assert list(results) == [
+        "ours.run",
+        "theirs.csv",
+        "popularity",
+        "Markov chain",
+        "sequential rules",
+        "item-kNN",
+    ]
     assert {result.history for result in results.values()} == {"mask"}
     found = rank_in_lists(read_run(ours), data, cases, "mask")
     assert results["ours.run"].metrics == ranking_metrics(found.ranks, (5, 10))
