@@ -9,7 +9,8 @@ An encoder of your own is a module with ``num_items``, ``dim`` and ``max_length`
 :class:`SequenceEncoder` adds the rest.
 """
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,39 @@ if TYPE_CHECKING:
 HIDDEN = (
     -10_000.0
 )  # added to the logit of a pair that must not attend; finite, so that no row of them becomes NaN
-_LENGTH_GROUPS = 10  # into which a batch is split on a CPU, each padded to its own longest history
+_LENGTH_GROUPS = 12  # into which a batch is split on a CPU, each padded to its own longest history
+
+
+class Group(NamedTuple):
+    """Histories of similar length, and which of their states are asked for.
+
+    Attributes:
+        items: ``(R, T)`` int64, right-padded with 0.
+        lengths: ``(R,)`` int64.
+        rows: ``(P,)`` int64, the history of each state; ``None`` for one state of every history.
+        places: ``(P,)`` int64, after which of its items.
+    """
+
+    items: Tensor
+    lengths: Tensor
+    rows: Tensor | None
+    places: Tensor
+
+
+def _by_length(lengths: Tensor) -> tuple[Tensor, ...]:
+    """Rows in the order of their lengths, in groups that are worth a padding of their own."""
+    order = torch.argsort(lengths, stable=True)
+    if lengths.is_cpu:
+        return order.chunk(_LENGTH_GROUPS if len(order) >= 8 * _LENGTH_GROUPS else 1)
+    # On a GPU the number of operations takes time too: split only where most of one group were padding.
+    return order.chunk(4 if len(lengths) * lengths.max() > 2 * lengths.sum() else 1)
+
+
+def _inverse(order: Tensor) -> Tensor:
+    """The permutation that undoes one."""
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    return back
 
 
 class SequenceEncoder(nn.Module):
@@ -80,26 +113,30 @@ class SequenceEncoder(nn.Module):
             items: ``(B, T)`` int64 codes, right-padded with 0.
             lengths: ``(B,)`` int64, 1 to T.
         """
-        return self.states_at(items, lengths, torch.arange(len(items), device=items.device), lengths - 1)
+        return self.states_of([Group(items, lengths, None, lengths - 1)])
 
-    def states_at(self, items: Tensor, lengths: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-        """Return the states ``(P, d)`` of histories ``rows`` ``(P,)`` after the items at ``places`` ``(P,)``.
+    def states_of(self, groups: Sequence[Group]) -> Tensor:
+        """Return the states ``(P, d)`` that all groups ask for, one group after the other.
 
-        An encoder whose last layer can leave out the other places overrides it.
+        An encoder that can read several groups together, or leave out places nobody asks for, overrides it.
         """
-        states: Tensor = self(items, lengths)
-        return states[rows, places]
+        states = []
+        for group in groups:
+            whole = self(group.items, group.lengths)
+            rows = torch.arange(len(whole), device=whole.device) if group.rows is None else group.rows
+            states.append(whole[rows, group.places])
+        return torch.cat(states)
 
     def encode_grouped(self, items: Tensor, lengths: Tensor) -> Tensor:
         """As :meth:`encode`, in groups of similar length, so that short histories do not pay for long ones."""
-        if items.device.type != "cpu" or len(items) < 8 * _LENGTH_GROUPS:
-            return self.encode(items[:, : int(lengths.max())], lengths)
-        order = torch.argsort(lengths, stable=True)
-        groups = order.chunk(_LENGTH_GROUPS)
-        states = [self.encode(items[rows, : int(lengths[rows[-1]])], lengths[rows]) for rows in groups]
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order))
-        return torch.cat(states)[back]
+        parts = _by_length(lengths)
+        states = self.states_of(
+            [
+                Group(items[rows, : int(lengths[rows[-1]])], lengths[rows], None, lengths[rows] - 1)
+                for rows in parts
+            ]
+        )
+        return states[_inverse(torch.cat(parts))]
 
     def encode_prefixes(self, table: "PrefixTable", rows: Tensor) -> Tensor:
         """Return the states ``(P, d)`` of the prefixes ``rows`` ``(P,)`` of a table.
@@ -111,24 +148,16 @@ class SequenceEncoder(nn.Module):
         starts, pass_of = torch.unique(table.starts[rows], return_inverse=True)
         lengths = table.lengths[rows]
         longest = torch.zeros_like(starts).scatter_reduce_(0, pass_of, lengths, "amax")
-        order = torch.argsort(longest, stable=True)
-        # On a GPU the number of operations takes time too: split only where most of one group were padding.
-        few = 4 if len(longest) * longest.max() > 2 * longest.sum() else 1
-        groups = order.chunk(_LENGTH_GROUPS if rows.device.type == "cpu" else few)
-        rank = torch.empty_like(order)
-        rank[order] = torch.arange(len(order), device=order.device)
+        parts = _by_length(longest)
+        rank = _inverse(torch.cat(parts))
         at = torch.argsort(rank[pass_of], stable=True)  # prefixes in the order of their passes
-        ends = torch.searchsorted(
-            rank[pass_of[at]], torch.tensor([len(group) for group in groups], device=at.device).cumsum(0)
-        )
-        states, first = [], 0
-        for group, some in zip(groups, at.tensor_split(ends[:-1].cpu()), strict=True):
-            items, lengths_ = gather_windows(table.items, starts[group], longest[group])
-            states.append(self.states_at(items, lengths_, rank[pass_of[some]] - first, lengths[some] - 1))
-            first += len(group)
-        back = torch.empty_like(at)
-        back[at] = torch.arange(len(at), device=at.device)
-        return torch.cat(states)[back]
+        firsts = torch.tensor([0, *(len(part) for part in parts)], device=at.device).cumsum(0)
+        ends = torch.searchsorted(rank[pass_of[at]], firsts[1:-1])
+        groups = []
+        for part, first, some in zip(parts, firsts[:-1].tolist(), at.tensor_split(ends.cpu()), strict=True):
+            windows = gather_windows(table.items, starts[part], longest[part])
+            groups.append(Group(*windows, rank[pass_of[some]] - first, lengths[some] - 1))
+        return self.states_of(groups)[_inverse(at)]
 
     def check(self, items: Tensor, lengths: Tensor) -> None:
         """Refuse histories that the encoder cannot read.
@@ -246,41 +275,88 @@ class SASRec(SequenceEncoder):
         Raises:
             ValueError: shapes or dtypes are not those, or T is above ``max_length``.
         """
-        states, mask = self._start(items, lengths)
+        tokens, spans = self._start([Group(items, lengths, None, lengths - 1)])
         for block in self.blocks:
-            states = block(states, mask)
-        return states
+            tokens = block(tokens, spans)
+        return tokens.view(*items.shape, -1)
 
-    def states_at(self, items: Tensor, lengths: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-        """As of :class:`SequenceEncoder`: the last block computes these places only."""
-        states, mask = self._start(items, lengths)
+    def states_of(self, groups: Sequence[Group]) -> Tensor:
+        """As of :class:`SequenceEncoder`: all groups go through the layers as one row of items, and meet apart in
+        attention only; the last block computes the places that are asked for.
+        """
+        tokens, spans = self._start(groups)
         for block in self.blocks[:-1]:
-            states = block(states, mask)
-        hidden = torch.arange(items.shape[1], device=items.device) > places[:, None]
-        if mask is not None:
-            hidden |= items[rows] == 0
-        fill = -torch.inf if mask is None else HIDDEN
-        own = torch.zeros(hidden.shape, dtype=states.dtype, device=states.device).masked_fill_(hidden, fill)
-        out: Tensor = self.blocks[-1](states, own[:, None, None], (rows, places))[:, 0]
+            tokens = block(tokens, spans)
+        queries, first = [], 0
+        for group, span in zip(groups, spans, strict=True):
+            hidden = torch.arange(span.length, device=tokens.device) > group.places[:, None]
+            if span.mask is not None:
+                hidden |= (group.items if group.rows is None else group.items[group.rows]) == 0
+            fill = -torch.inf if span.mask is None else HIDDEN
+            mask = torch.zeros(hidden.shape, dtype=tokens.dtype, device=tokens.device)
+            rows = torch.arange(span.rows, device=tokens.device) if group.rows is None else group.rows
+            at = first + rows * span.length + group.places
+            queries.append(Queries(group.rows, at, mask.masked_fill_(hidden, fill)[:, None, None]))
+            first += span.rows * span.length
+        out: Tensor = self.blocks[-1](tokens, spans, queries)
         return out
 
-    def _start(self, items: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What enters the first block, and the mask of all of them."""
-        self.check(items, lengths)
-        positions = torch.arange(items.shape[1], device=items.device).expand_as(items)
-        if not self.shares_prefixes:
-            positions = (positions + (self.max_length - lengths)[:, None]).clamp(max=self.max_length - 1)
-        states = self.dropout(self.norm(self.item_embedding(items) + self.position_embedding(positions)))
-        return states, self._mask(items, lengths, states.dtype)
+    def _start(self, groups: Sequence[Group]) -> tuple[Tensor, list["Span"]]:
+        """What enters the first block: the items of all groups ``(N, d)``, and how they lie there."""
+        items, positions, spans = [], [], []
+        for group in groups:
+            self.check(group.items, group.lengths)
+            places = torch.arange(group.items.shape[1], device=group.items.device).expand_as(group.items)
+            if not self.shares_prefixes:
+                places = places + (self.max_length - group.lengths)[:, None]
+                places = places.clamp(max=self.max_length - 1)
+            items.append(group.items.flatten())
+            positions.append(places.flatten())
+        codes = torch.cat(items)
+        tokens = self.dropout(
+            self.norm(self.item_embedding(codes) + self.position_embedding(torch.cat(positions)))
+        )
+        # Without masked items the causal order alone decides who attends to whom.
+        masked = bool(codes.count_nonzero() != torch.stack([group.lengths.sum() for group in groups]).sum())
+        for group in groups:
+            rows, length = group.items.shape
+            spans.append(Span(rows, length, self._mask(group.items, tokens.dtype) if masked else None))
+        return tokens, spans
 
-    def _mask(self, items: Tensor, lengths: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """What to add to attention logits ``(B, 1, T, T)``; None where the causal order alone decides."""
-        if items.count_nonzero() == lengths.sum():
-            return None
+    def _mask(self, items: Tensor, dtype: torch.dtype) -> Tensor:
+        """What to add to attention logits: ``(B, 1, T, T)``."""
         size = items.shape[1]
         later = torch.ones(size, size, dtype=torch.bool, device=items.device).triu(1)
         hidden = later | (items == 0)[:, None, None, :]
         return torch.zeros(hidden.shape, dtype=dtype, device=items.device).masked_fill_(hidden, HIDDEN)
+
+
+class Span(NamedTuple):
+    """``rows`` histories of one padded ``length``, in a row of items.
+
+    Attributes:
+        rows: number of histories.
+        length: of each.
+        mask: what to add to attention logits, ``(rows, 1, length, length)``; None for the causal order alone.
+    """
+
+    rows: int
+    length: int
+    mask: Tensor | None
+
+
+class Queries(NamedTuple):
+    """Places of a :class:`Span` whose states are computed.
+
+    Attributes:
+        rows: ``(P,)`` int64; None for one place of every history.
+        at: ``(P,)`` int64, where the places stand in the row of items.
+        mask: what to add to their attention logits, ``(P, 1, 1, length)``.
+    """
+
+    rows: Tensor | None
+    at: Tensor
+    mask: Tensor
 
 
 class Block(nn.Module):
@@ -299,28 +375,38 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-12)
         self.dropout = Dropout(dropout)
 
-    def forward(self, states: Tensor, mask: Tensor | None, at: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Map states ``(B, T, d)`` to states ``(B, T, d)``, or to those ``(P, 1, d)`` at P rows and places."""
-        if at is None:
-            query, key, value = self._split(self.qkv(states))
+    def forward(
+        self, tokens: Tensor, spans: Sequence[Span], queries: Sequence[Queries] | None = None
+    ) -> Tensor:
+        """Map items ``(N, d)``, the spans one after the other, to states ``(N, d)``, or ``(P, d)`` of all queries."""
+        sizes, attended = [span.rows * span.length for span in spans], []
+        if queries is None:
+            for part, span in zip(torch.split(self.qkv(tokens), sizes), spans, strict=True):
+                query, key, value = self._split(part, span.rows)
+                attended.append(self._attend(query, key, value, span.mask))
         else:
-            rows, places = at
-            dim, (weight, bias) = states.shape[-1], (self.qkv.weight, self.qkv.bias)
-            key, value = self._split(F.linear(states, weight[dim:], bias[dim:]))
-            key, value = key[rows], value[rows]
-            states = states[rows, places][:, None]
-            (query,) = self._split(F.linear(states, weight[:dim], bias[:dim]))
-        attended = self._attend(query, key, value, mask)
-        attended = self.out(attended.transpose(1, 2).flatten(2))
-        states = self.attention_norm(states + self.dropout(attended))
+            dim, (weight, bias) = tokens.shape[-1], (self.qkv.weight, self.qkv.bias)
+            parts = torch.split(F.linear(tokens, weight[dim:], bias[dim:]), sizes)
+            tokens = tokens[torch.cat([asked.at for asked in queries])]
+            own = torch.split(
+                F.linear(tokens, weight[:dim], bias[:dim]), [len(asked.at) for asked in queries]
+            )
+            for part, part_own, span, asked in zip(parts, own, spans, queries, strict=True):
+                key, value = self._split(part, span.rows)
+                if asked.rows is not None:
+                    key, value = key[asked.rows], value[asked.rows]
+                (query,) = self._split(part_own, len(part_own))
+                attended.append(self._attend(query, key, value, asked.mask))
+        rows = torch.cat([part.transpose(1, 2).flatten(2).flatten(0, 1) for part in attended])
+        states = self.attention_norm(tokens + self.dropout(self.out(rows)))
         out: Tensor = self.norm(states + self.dropout(self.outer(F.gelu(self.inner(states)))))
         return out
 
-    def _split(self, projected: Tensor) -> Tensor:
-        """Parts and heads of projections ``(B, T, parts · d)``: ``(parts, B, heads, T, d / heads)``."""
-        batch, length, _ = projected.shape
+    def _split(self, projected: Tensor, rows: int) -> Tensor:
+        """Parts and heads of projections ``(rows · T, parts · d)``: ``(parts, rows, heads, T, d / heads)``."""
         size = self.out.in_features // self.heads
-        return projected.view(batch, length, -1, self.heads, size).permute(2, 0, 3, 1, 4)
+        parts = projected.shape[1] // self.out.in_features
+        return projected.view(rows, -1, parts, self.heads, size).permute(2, 0, 3, 1, 4)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         share = self.attention_dropout.share if self.training else 0.0

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from recsys import GRU4Rec, SASRec
 from recsys.batches import PrefixTable
-from recsys.encoders import Block, Dropout
+from recsys.encoders import Block, Dropout, Span
 from recsys.official import load_recbole, translate
 
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -121,14 +121,14 @@ def test_dropout_keeps_its_share_and_scales(share):
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_with_dropout_is_attention(masked):
     block = Block(16, 2, 32, 0.0, 1e-9).double().train()
-    items, lengths = histories(4, 6, 30)
+    items, _ = histories(4, 6, 30)
     mask = None
     if masked:
         items[0, 2] = 0
-        mask = SASRec(30, 16, max_length=6)._mask(items, lengths, torch.float64)
-    states = torch.randn(4, 6, 16, dtype=torch.float64)
-    outputs = block(states, mask)
-    torch.testing.assert_close(outputs, block.eval()(states, mask))
+        mask = SASRec(30, 16, max_length=6)._mask(items, torch.float64)
+    tokens, spans = torch.randn(4 * 6, 16, dtype=torch.float64), [Span(4, 6, mask)]
+    outputs = block(tokens, spans)
+    torch.testing.assert_close(outputs, block.eval()(tokens, spans))
 
 
 def test_nothing_attends_to_a_masked_item():
