@@ -67,7 +67,7 @@ def recommenders(document: Mapping[str, Any]) -> str:
     for runs in document["rows"]:
         name = runs[0]["method"]
         lines.append(_row(name, runs, [[run["test"][metric] for run in runs] for metric in shown]))
-        for kind, label in (("HR@10 kept", "transition mixture"), ("rules, free", "sequential rules")):
+        for kind, label in (("HR@10 kept", "transition mixture"), ("rules, HR@10 kept", "sequential rules")):
             mixtures = [run["mixture"][kind] for run in runs if kind in run.get("mixture", {})]
             if len(mixtures) == len(runs) and any(mixture["weight"] for mixture in mixtures):
                 values = [[mixture["test"][metric] for mixture in mixtures] for metric in shown]
