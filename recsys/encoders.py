@@ -399,7 +399,7 @@ class Block(nn.Module):
                 attended.append(self._attend(query, key, value, asked.mask))
         rows = torch.cat([part.transpose(1, 2).flatten(2).flatten(0, 1) for part in attended])
         states = self.attention_norm(tokens + self.dropout(self.out(rows)))
-        out: Tensor = self.norm(states + self.dropout(self.outer(F.gelu(self.inner(states)))))
+        out: Tensor = self.norm(states + self.dropout(self.outer(_gelu(self.inner(states)))))
         return out
 
     def _split(self, projected: Tensor, rows: int) -> Tensor:
@@ -422,6 +422,11 @@ class Block(nn.Module):
             logits = logits + mask
         out: Tensor = self.attention_dropout(logits.softmax(-1)) @ value
         return out
+
+
+def _gelu(x: Tensor) -> Tensor:
+    """GELU, of the transpose: on a CPU oneDNN takes contiguous tensors, and compiles a kernel for every new shape."""
+    return F.gelu(x.mT).mT
 
 
 class GRU4Rec(SequenceEncoder):

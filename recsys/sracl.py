@@ -240,8 +240,12 @@ class SRACL(Head):
         assert self.synthesiser is not None
         present = found >= 0
         found = found.clamp(min=0)
-        weights = self.synthesiser(self.prefix_vectors[rows], self.prefix_vectors[found], present)
-        distinct, place = torch.unique(found, return_inverse=True)  # each is encoded once
+        weights: Tensor = self.synthesiser(self.prefix_vectors[rows], self.prefix_vectors[found], present)
+        # Each neighbour is encoded once, and not at all if its weight is dropped: half of them while training.
+        kept = weights != 0
+        if not bool(kept.any()):
+            return weights.new_zeros(len(rows), encoder.dim)
+        distinct, place = torch.unique(found[kept], return_inverse=True)
         states = encoder.encode_prefixes(self.pool, distinct)
-        mixed: Tensor = torch.einsum("bk,bkd->bd", weights, states[place])
-        return mixed
+        parts: Tensor = weights[kept][:, None] * states[place]
+        return parts.new_zeros(len(rows), encoder.dim).index_add(0, kept.nonzero()[:, 0], parts)

@@ -175,6 +175,30 @@ def test_missing_neighbours_have_no_weight():
     assert weights[1].tolist() == [1, 0, 0]
 
 
+def test_neighbours_whose_weight_is_dropped_are_not_encoded():
+    torch.manual_seed(0)
+    encoder = SASRec(20, 8, 1, 2, 16, 6, 0.0, 0.0).double()
+    head = SRACL(neighbours=4)
+    table = PrefixTable(np.arange(1, 19), np.arange(12), np.full(12, 3))
+    head.use(encoder, table, rows(12), torch.arange(12).view(3, 4), torch.zeros(21, 4).long())
+    head.synthesiser.double()
+    weights = torch.tensor([[0.5, 0, 0, 2], [0, 0, 0, 0], [0, 0.25, 0, 0]], dtype=torch.float64)
+    encoded = []
+
+    def recorded(pool, distinct):
+        encoded.extend(distinct.tolist())
+        return SASRec.encode_prefixes(encoder, pool, distinct)
+
+    encoder.encode_prefixes = recorded
+    head.synthesiser.forward = lambda *_: weights
+    mixed = head.synthesise(encoder, torch.arange(3), head.prefix_neighbours)
+    assert encoded == [0, 3, 9]
+    states = encoder.encode(*table.gather(torch.arange(12))).view(3, 4, 8)
+    torch.testing.assert_close(mixed, torch.einsum("bk,bkd->bd", weights, states))
+    weights = torch.zeros_like(weights)
+    assert not head.synthesise(encoder, torch.arange(3), head.prefix_neighbours).any()
+
+
 @pytest.mark.parametrize("semantics", ["attributes", "interactions"])
 def test_by_default_no_neighbour_is_of_the_same_user(semantics, tmp_path):
     data = RecommenderData(synthetic={"users": 60, "items": 40})
