@@ -25,6 +25,7 @@ HIDDEN = (
     -10_000.0
 )  # added to the logit of a pair that must not attend; finite, so that no row of them becomes NaN
 _LENGTH_GROUPS = 12  # into which a batch is split on a CPU, each padded to its own longest history
+_ROW_ITEMS = 2**13  # that go through the layers together on a CPU, so that all stays in its cache
 
 
 class Group(NamedTuple):
@@ -57,6 +58,19 @@ def _inverse(order: Tensor) -> Tensor:
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order), device=order.device)
     return back
+
+
+def _rows_of(groups: Sequence[Group]) -> list[list[Group]]:
+    """Groups that go through the layers together: all of them, or on a CPU what its cache holds."""
+    rows: list[list[Group]] = [[]]
+    size = 0
+    for group in groups:
+        if rows[-1] and group.items.is_cpu and size + group.items.numel() > _ROW_ITEMS:
+            rows.append([])
+            size = 0
+        rows[-1].append(group)
+        size += group.items.numel()
+    return rows
 
 
 class SequenceEncoder(nn.Module):
@@ -281,9 +295,12 @@ class SASRec(SequenceEncoder):
         return tokens.view(*items.shape, -1)
 
     def states_of(self, groups: Sequence[Group]) -> Tensor:
-        """As of :class:`SequenceEncoder`: all groups go through the layers as one row of items, and meet apart in
+        """As of :class:`SequenceEncoder`: groups go through the layers as one row of items, and meet apart in
         attention only; the last block computes the places that are asked for.
         """
+        return torch.cat([self._states_of(some) for some in _rows_of(groups)])
+
+    def _states_of(self, groups: Sequence[Group]) -> Tensor:
         tokens, spans = self._start(groups)
         for block in self.blocks[:-1]:
             tokens = block(tokens, spans)

@@ -77,8 +77,10 @@ def test_positions_from_the_end_are_those_of_padding_on_the_left():
     torch.testing.assert_close(shifted[whole], start.encode(items[:, :4], lengths.clamp(max=4))[whole])
 
 
+@pytest.mark.parametrize("together", [100, 2**13])
 @pytest.mark.parametrize("make", [SASRec, GRU4Rec])
-def test_groups_do_not_change_states(make):
+def test_groups_do_not_change_states(make, together, monkeypatch):
+    monkeypatch.setattr("recsys.encoders._ROW_ITEMS", together)
     encoder = make(30, 16, max_length=20).double().eval()
     items, lengths = histories(100, 20, 30)
     torch.testing.assert_close(encoder.encode_grouped(items, lengths), encoder.encode(items, lengths))
