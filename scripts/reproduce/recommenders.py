@@ -198,7 +198,10 @@ def train(options: argparse.Namespace, method: str, settings: dict[str, Any], se
     seed_everything(seed, verbose=False)
     data = load(options, seed)
     model = build(method, settings, data, options.work, seed)
-    best = ModelCheckpoint(folder, "best", monitor="val_NDCG@10", mode="max", save_last=True)
+    best = ModelCheckpoint(folder, "best", monitor="val_NDCG@10", mode="max")
+    latest = ModelCheckpoint(
+        folder, "last", enable_version_counter=False
+    )  # of every epoch: behind the best one's
     stop = EarlyStopping("val_NDCG@10", mode="max", patience=PATIENCE)
     clock = Clock(options.accelerator)
     trainer = Trainer(
@@ -206,7 +209,7 @@ def train(options: argparse.Namespace, method: str, settings: dict[str, Any], se
         accelerator=options.accelerator,
         devices=1,
         logger=False,
-        callbacks=[clock, best, stop],
+        callbacks=[clock, stop, best, latest],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,

@@ -1,10 +1,15 @@
 """The tables of recommenders: trained, resumed and written by the command that the results name."""
 
+import argparse
+import importlib
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import torch
 
 from recsys import SequenceData
 
@@ -44,3 +49,35 @@ def test_a_table_of_recommenders(tmp_path):
     page = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     assert "| SASRec | 1 | 1 of 1 |" in page
     assert "Still rising when their time was over" in page
+
+
+@pytest.mark.filterwarnings("ignore")  # of Lightning, which the script keeps away too
+def test_a_run_goes_on_from_its_latest_epoch(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(REPRODUCE))
+    recommenders = importlib.import_module("recommenders")
+    SequenceData.generate(users=60, items=40, seed=0).write(tmp_path / "small.seq.tsv.gz")
+    options = argparse.Namespace(
+        data=tmp_path, dataset="small", stride=1, accelerator="cpu", epochs=5, out=tmp_path / "out"
+    )
+    settings = {"dropout": 0.5, "learning_rate": 1e-9}  # nothing to learn: the first epoch stays the best
+
+    def train(work):
+        options.work = tmp_path / work
+        return recommenders.train(options, "SASRec", settings, 0)
+
+    whole = train("whole")
+
+    def stop(self):
+        if self.current_epoch == 3:
+            raise RuntimeError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recommenders.SequentialRecommender, "on_train_epoch_start", stop)
+        with pytest.raises(RuntimeError, match="stopped"):
+            train("parts")
+    (last,) = (tmp_path / "parts").glob("*/last.ckpt")
+    assert torch.load(last, weights_only=True)["epoch"] == 2
+    parts = train("parts")
+    assert whole["epoch"] == 1
+    for name in ("epoch", "epochs", "valid", "test"):
+        assert parts[name] == whole[name]
