@@ -431,14 +431,15 @@ class Block(nn.Module):
             return F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, dropout_p=share, is_causal=mask is None
             )
-        logits = (query * query.shape[-1] ** -0.5) @ key.mT
+        rows, heads, length, size = key.shape
         if mask is None:
-            later = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
-            logits = logits.masked_fill(later, -torch.inf)
+            mask = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1)
         else:
-            logits = logits + mask
+            mask = mask.expand(rows, heads, -1, -1).flatten(0, 1)
+        query, key, value = (part.flatten(0, 1) for part in (query, key, value))
+        logits = torch.baddbmm(mask, query, key.mT, alpha=size**-0.5)
         out: Tensor = self.attention_dropout(logits.softmax(-1)) @ value
-        return out
+        return out.view(rows, heads, -1, size)
 
 
 def _gelu(x: Tensor) -> Tensor:
