@@ -71,6 +71,9 @@ METHODS: dict[str, list[dict[str, Any]]] = {
         {"user_weight": a, "item_weight": b} for a, b in ((0.1, 0.1), (0.05, 0.05), (0.1, 0.3))
     ],
 }
+BOTH = "MCLRec and SRA-CL"
+METHODS[BOTH] = [{"model_weight": 0.05, "user_weight": 0.1, "item_weight": 0.1}]
+BY_NAME = ("MCLRec, three phases", BOTH)  # trained only if --method asks for them
 # Chosen with validation data by --tune; others use the first candidate.
 CHOSEN: dict[str, dict[str, dict[str, Any]]] = {
     "amazon-office": {"SASRec": {"dropout": 0.5}},
@@ -159,6 +162,7 @@ def build(
         "MCLRec, three phases": lambda: [MCLRec(**settings, update="released")],
         "SRA-CL": lambda: [SRACL(**settings, **meaning)],
         "SRA-CL, leaky retrieval": lambda: [SRACL(**settings, **meaning, retrieval="official_leaky")],
+        BOTH: lambda: [MCLRec(model_weight=settings.pop("model_weight")), SRACL(**settings, **meaning)],
     }[method]()
     return SequentialRecommender(encoder, heads=heads, seed=seed, **options)
 
@@ -330,7 +334,8 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
     parser.add_argument("--dataset", default="amazon-beauty")
-    parser.add_argument("--method", nargs="+", choices=[*FLOORS, *METHODS], default=[*FLOORS, *METHODS])
+    default = [name for name in (*FLOORS, *METHODS) if name not in BY_NAME]
+    parser.add_argument("--method", nargs="+", choices=[*FLOORS, *METHODS], default=default)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--tune", action="store_true", help="choose settings on validation first")
     parser.add_argument("--epochs", type=int, default=60, help="at most so many")
