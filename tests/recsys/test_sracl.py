@@ -220,6 +220,18 @@ def test_by_default_no_neighbour_is_of_the_same_user(semantics, tmp_path):
     assert (again.prefix_neighbours == heads["other_users"].prefix_neighbours).all()
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_batch_without_any_neighbour_has_no_user_term(symmetric):
+    data = RecommenderData(synthetic={"users": 1, "items": 40})  # nobody else to find
+    table, encoder = training_prefixes(data.split, 50), SASRec(data.num_items)
+    head = SRACL(item_weight=0.0, symmetric=symmetric)
+    head.setup(encoder, data.split, table)
+    drawn = torch.arange(2)
+    loss = head(encoder, Samples(*table.gather(drawn), table.targets[drawn], drawn, generator()))
+    assert loss == 0
+    loss.backward()
+
+
 def test_data_without_texts_is_refused():
     data = RecommenderData(synthetic={"users": 30, "items": 40})
     object.__setattr__(data.split.data, "texts", None)
