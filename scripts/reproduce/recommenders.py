@@ -92,7 +92,8 @@ NOTES = {
     "seconds are the sum.",
     "ml-100k": "Dropouts were chosen by validation NDCG@10 of one further seed: SASRec 0.0644 with 0.2, 0.0695 with "
     "0.5, 0.0700 with 0.7; GRU4Rec 0.0737 with 0.3, 0.0772 with 0.5, 0.0776 with 0.7. The weights of the heads were "
-    "not tuned. SRA-CL takes the meaning of films from title, year and genres by MiniLM. With 943 users the standard "
+    "not tuned. CL4SRec's second seed began on the GPU, and its seconds are the sum. "
+    "SRA-CL takes the meaning of films from title, year and genres by MiniLM. With 943 users the standard "
     "error of a single NDCG@10 is 0.005.",
 }
 # HR@5, HR@10, HR@20, NDCG@5, NDCG@10, NDCG@20 of the papers' tables: MCLRec's, and SRA-CL's for its own.
