@@ -301,6 +301,7 @@ class SASRec(SequenceEncoder):
         return torch.cat([self._states_of(some) for some in _rows_of(groups)])
 
     def _states_of(self, groups: Sequence[Group]) -> Tensor:
+        """The states of groups that go through the layers together."""
         tokens, spans = self._start(groups)
         for block in self.blocks[:-1]:
             tokens = block(tokens, spans)

@@ -204,9 +204,8 @@ def train(options: argparse.Namespace, method: str, settings: dict[str, Any], se
     data = load(options, seed)
     model = build(method, settings, data, options.work, seed)
     best = ModelCheckpoint(folder, "best", monitor="val_NDCG@10", mode="max")
-    latest = ModelCheckpoint(
-        folder, "last", enable_version_counter=False
-    )  # of every epoch: behind the best one's
+    # Of every epoch, and written behind the best, whose state it holds.
+    latest = ModelCheckpoint(folder, "last", enable_version_counter=False)
     stop = EarlyStopping("val_NDCG@10", mode="max", patience=PATIENCE)
     clock = Clock(options.accelerator)
     trainer = Trainer(
