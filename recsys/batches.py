@@ -255,12 +255,18 @@ def separate(train: Sequences, max_length: int) -> tuple[Array, ...]:
     return train.offsets[users] + ends - lengths, lengths, np.ones_like(lengths)
 
 
-def training_prefixes(split: Split, max_length: int) -> PrefixTable:
-    """All training prefixes of a split, in the order of ``split.samples()``; of each the last ``max_length`` items."""
+def training_prefixes(split: Split, max_length: int, stride: int = 1) -> PrefixTable:
+    """All training prefixes of a split, in the order of ``split.samples()``; of each the last ``max_length`` items.
+
+    With a ``stride`` above 1, prefixes beyond the window begin where the pass of :func:`windows` does that reads them.
+    """
     rows, ends = split.samples()
-    places = split.train.offsets[rows] + ends
-    lengths = np.minimum(ends, max_length)
-    return PrefixTable(split.train.items, places - lengths, lengths, split.train.items[places])
+    first = split.train.offsets[rows]
+    more = -(-np.maximum(ends - max_length, 0) // stride)  # windows after the first
+    passed = np.minimum(max_length + more * stride, split.train.lengths[rows] - 1)
+    starts = np.maximum(passed - max_length, 0)
+    places = first + ends
+    return PrefixTable(split.train.items, first + starts, ends - starts, split.train.items[places])
 
 
 class HeldOutBatches:

@@ -163,11 +163,14 @@ class SRACL(Head):
         key = (data.fingerprint, split.train.items, self.semantics, self.text_model)
         found = self._cached(find, "neighbours", *key, self.neighbours, encoder.max_length, leaky)
         # Training prefixes of a user stand in one history; held-out ones have rows of their own behind.
-        own, extra = prefixes.items.cpu().numpy(), pool.sequences.take(np.arange(pool.num_train, len(pool)))
+        extra = pool.sequences.take(np.arange(pool.num_train, len(pool)))
+        own, starts, lengths = (
+            part.cpu().numpy() for part in (prefixes.items, prefixes.starts, prefixes.lengths)
+        )
         table = PrefixTable(
             np.concatenate([own, extra.items]),
-            np.concatenate([prefixes.starts.cpu().numpy(), len(own) + extra.offsets[:-1]]),
-            pool.sequences.lengths,
+            np.concatenate([starts, len(own) + extra.offsets[:-1]]),
+            np.concatenate([lengths, extra.lengths]),
         )
         tables = vectors, found["prefixes"].astype(np.int64), found["items"]
         self.use(encoder, table, *(torch.from_numpy(part) for part in tables))

@@ -164,7 +164,9 @@ class SequentialRecommender(LightningModule):
         if stage == "fit":
             data.needs_samples = bool(len(self.heads))
             if len(self.heads):
-                self.prefixes = training_prefixes(data.split, data.max_length)
+                self.prefixes = training_prefixes(
+                    data.split, data.max_length, data.stride if data.shared else 1
+                )
                 for head in self._heads():
                     head.setup(self.encoder, data.split, self.prefixes)
 

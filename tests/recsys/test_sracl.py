@@ -220,6 +220,20 @@ def test_by_default_no_neighbour_is_of_the_same_user(semantics, tmp_path):
     assert (again.prefix_neighbours == heads["other_users"].prefix_neighbours).all()
 
 
+@pytest.mark.parametrize("retrieval", ["other_users", "official_leaky"])
+def test_neighbours_hold_what_the_table_of_prefixes_holds(retrieval):
+    data = RecommenderData(synthetic={"users": 60, "items": 40})
+    table = training_prefixes(data.split, 6, 3)  # shorter than the encoder reads
+    head = SRACL(retrieval=retrieval)
+    head.setup(SASRec(data.num_items, max_length=9), data.split, table)
+    rows = torch.arange(len(table))
+    items, lengths = table.gather(rows)
+    found, as_long = head.pool.gather(rows)
+    assert lengths.max() == 6
+    assert as_long.tolist() == lengths.tolist()
+    assert (found == items).all()
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_a_batch_without_any_neighbour_has_no_user_term(symmetric):
     data = RecommenderData(synthetic={"users": 1, "items": 40})  # nobody else to find

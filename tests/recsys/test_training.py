@@ -25,7 +25,7 @@ from recsys import (
     rank_targets,
     ranking_metrics,
 )
-from recsys.batches import HeldOutBatches, TrainingBatches
+from recsys.batches import HeldOutBatches, TrainingBatches, training_prefixes
 from recsys.data import Cases
 
 pytestmark = pytest.mark.filterwarnings(
@@ -78,6 +78,17 @@ def test_windows_that_share_a_pass_read_every_target_once():
         end = full.index(target)
         assert list(history) == full[end - len(history) : end]
         assert len(history) >= min(end, 8 - 3 + 1)
+
+
+@pytest.mark.parametrize("stride", [1, 3, 5])
+def test_prefixes_beyond_the_window_begin_where_their_pass_does(stride):
+    data = RecommenderData(synthetic=SIZES, max_length=5, stride=stride)
+    table = training_prefixes(data.split, 5, stride)
+    items, lengths = table.gather(torch.arange(len(table)))
+    prefixes = [tuple(row[:length].tolist()) for row, length in zip(items, lengths, strict=True)]
+    passes = data.train_dataloader()
+    assert sorted(zip(prefixes, table.targets.tolist(), strict=True)) == read(passes)
+    assert len(set(table.starts.tolist())) == sum(len(batch.items) for batch in passes)
 
 
 def test_batches_follow_seed_and_epoch_and_resume():
