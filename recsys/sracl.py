@@ -90,7 +90,9 @@ class SRACL(Head):
         item_weight: of the item term (``beta``).
         neighbours: ``k``, of histories and of items.
         semantics: where embeddings come from: ``"attributes"`` or ``"texts"`` of the items, or, where there are
-            none, training ``"interactions"`` (:mod:`recsys.cooccurrence`); a history is the mean of its items.
+            none, training ``"interactions"`` (:mod:`recsys.cooccurrence`); a history is the mean of its items ...
+        recency: ... where each item weighs ``recency`` times as much as the next one. 1, the plain mean, is the
+            nearest to the paper's summary of a user; below it, neighbours more often go on with the same item.
         text_model: sentence encoder for ``semantics="texts"``.
         retrieval: ``"other_users"`` looks among training prefixes of other users; ``"official_leaky"`` among all
             prefixes, the user's own and held-out ones included, as the published code does.
@@ -110,6 +112,7 @@ class SRACL(Head):
         item_weight: float = 0.1,
         neighbours: int = 10,
         semantics: Literal["attributes", "texts", "interactions"] = "attributes",
+        recency: float = 1.0,
         text_model: str = "minilm",
         retrieval: Literal["other_users", "official_leaky"] = "other_users",
         symmetric: bool = True,
@@ -126,7 +129,9 @@ class SRACL(Head):
             if value not in known:
                 raise ValueError(f"SRACL: {option} is {value!r}; choose one of {', '.join(known)}.")
         self.user_weight, self.item_weight = user_weight, item_weight
-        self.neighbours = check_count("SRACL", "neighbours", neighbours)
+        if not 0 < recency <= 1:
+            raise ValueError(f"SRACL: recency is {recency}; give a number in (0, 1].")
+        self.neighbours, self.recency = check_count("SRACL", "neighbours", neighbours), recency
         self.semantics, self.text_model, self.retrieval = semantics, text_model, retrieval
         self.symmetric, self.attention_dropout = symmetric, attention_dropout
         self.substitution, self.temperature = substitution, temperature
@@ -153,7 +158,7 @@ class SRACL(Head):
             )
         pool = semantic.split_prefixes(split, encoder.max_length, "all" if leaky else "train")
         items = self._item_vectors(split)
-        vectors = semantic.prefix_embeddings(items, pool)
+        vectors = semantic.prefix_embeddings(items, pool, self.recency)
 
         def find() -> dict[str, Array]:
             near = semantic.prefix_neighbours(pool, vectors, self.neighbours, exclude_same_user=not leaky)
@@ -161,7 +166,9 @@ class SRACL(Head):
             return {"prefixes": near.ids.astype(np.int32), "items": np.maximum(alike.ids, 0)}
 
         key = (data.fingerprint, split.train.items, self.semantics, self.text_model)
-        found = self._cached(find, "neighbours", *key, self.neighbours, encoder.max_length, leaky)
+        found = self._cached(
+            find, "neighbours", *key, self.recency, self.neighbours, encoder.max_length, leaky
+        )
         # Training prefixes of a user stand in one history; held-out ones have rows of their own behind.
         extra = pool.sequences.take(np.arange(pool.num_train, len(pool)))
         own, starts, lengths = (

@@ -47,6 +47,7 @@ from recsys import (
     rank_targets,
     ranking_metrics,
 )
+from recsys.batches import training_prefixes
 from recsys.data import SequenceData, Sequences
 from recsys.metrics import paired_bootstrap
 
@@ -78,7 +79,11 @@ BY_NAME = ("MCLRec, three phases", BOTH)  # trained only if --method asks for th
 CHOSEN: dict[str, dict[str, dict[str, Any]]] = {
     "amazon-office": {"SASRec": {"dropout": 0.5}},
     "amazon-beauty": {"SASRec": {"dropout": 0.5}, "GRU4Rec": {"dropout": 0.5}},
-    "ml-100k": {"SASRec": {"dropout": 0.7}, "GRU4Rec": {"dropout": 0.7}},
+    "ml-100k": {
+        "SASRec": {"dropout": 0.7},
+        "GRU4Rec": {"dropout": 0.7},
+        "SRA-CL": {"user_weight": 0.03, "item_weight": 0.01, "recency": 0.8},
+    },
 }
 NOTES = {
     "amazon-office": "The encoder's dropout was chosen for the plain loss by validation NDCG@10 of one further seed: "
@@ -146,15 +151,7 @@ def build(
             GRU4Rec(max_length=data.max_length, dropout=dropout), seed=seed, **options
         )
     encoder = SASRec(max_length=data.max_length, dropout=dropout, attention_dropout=dropout)
-    data_ = data.data
-    semantics = (
-        "attributes"
-        if data_.attributes is not None
-        else "texts"
-        if data_.texts is not None
-        else "interactions"
-    )
-    meaning = {"semantics": semantics, "cache": str(work / "semantics")}
+    meaning = meaning_of(data, work)
     heads = {
         "SASRec": lambda: [],
         "CL4SRec": lambda: [CL4SRec(**settings)],
@@ -166,6 +163,25 @@ def build(
         BOTH: lambda: [MCLRec(model_weight=settings.pop("model_weight")), SRACL(**settings, **meaning)],
     }[method]()
     return SequentialRecommender(encoder, heads=heads, seed=seed, **options)
+
+
+def meaning_of(data: RecommenderData, work: Path) -> dict[str, str]:
+    """Where SRA-CL takes the meaning of items from, and where it is kept."""
+    present = [name for name in ("attributes", "texts") if getattr(data.data, name) is not None]
+    return {"semantics": [*present, "interactions"][0], "cache": str(work / "semantics")}
+
+
+def agreement(options: argparse.Namespace) -> None:
+    """Print, for each weight of recent items, how often a neighbour of a training prefix goes on with the same item."""
+    data = load(options, 0)
+    prefixes = training_prefixes(data.split, data.max_length)
+    for recency in options.recency:
+        head = SRACL(recency=recency, **meaning_of(data, options.work))
+        head.setup(SASRec(data.num_items, max_length=data.max_length), data.split, prefixes)
+        found = head.prefix_neighbours
+        same = (prefixes.targets[found.clamp(min=0)] == prefixes.targets[:, None]) & (found >= 0)
+        share = same.sum() / (found >= 0).sum()
+        print(f"{options.dataset}, recency {recency}: {share:.4f} of the neighbours", flush=True)
 
 
 class Clock(Callback):
@@ -338,6 +354,9 @@ def main() -> None:
     parser.add_argument("--method", nargs="+", choices=[*FLOORS, *METHODS], default=default)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--tune", action="store_true", help="choose settings on validation first")
+    parser.add_argument(
+        "--recency", nargs="+", type=float, help="only try these in SRA-CL's retrieval, without training"
+    )
     parser.add_argument("--epochs", type=int, default=60, help="at most so many")
     parser.add_argument("--stride", type=int, default=1, help="prefixes beyond the window that share a pass")
     parser.add_argument("--accelerator", default="cpu")
@@ -350,6 +369,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore")
+    if options.recency:
+        agreement(options)
+        return
     if not options.smoke:
         carry_out(options)
         return

@@ -234,6 +234,20 @@ def test_neighbours_hold_what_the_table_of_prefixes_holds(retrieval):
     assert (found == items).all()
 
 
+def test_neighbours_agree_in_recent_items_if_those_weigh_more():
+    data = RecommenderData(synthetic={"users": 60, "items": 40})
+    table = training_prefixes(data.split, 50)
+    last = table.items[table.starts + table.lengths - 1]
+    shares = []
+    for recency in (1.0, 0.5, 0.01):
+        head = SRACL(recency=recency)
+        head.setup(SASRec(data.num_items), data.split, table)
+        shares.append((last[head.prefix_neighbours] == last[:, None]).double().mean())
+    assert shares[0] < shares[1] < shares[2]
+    with pytest.raises(ValueError, match="recency is 0"):
+        SRACL(recency=0)
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_a_batch_without_any_neighbour_has_no_user_term(symmetric):
     data = RecommenderData(synthetic={"users": 1, "items": 40})  # nobody else to find

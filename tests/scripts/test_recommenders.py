@@ -40,6 +40,9 @@ def test_a_table_of_recommenders(tmp_path):
     for rows in document["rows"]:
         assert 0 <= rows[0]["test"]["NDCG@10"] <= rows[0]["test"]["HR@10"] <= 1
     assert [found["method"] for found in document["comparisons"]] == [*names[:4], "MCLRec"]
+    lines = run("recommenders.py", *words, "--recency", 1, 0.5).splitlines()
+    assert [line.rpartition(":")[0] for line in lines] == ["small, recency 1.0", "small, recency 0.5"]
+    assert all(0 < float(line.split()[-4]) < 1 for line in lines)
     shutil.rmtree(tmp_path / "work")
     printed = run("recommenders.py", *words, "--method", "SASRec", "MCLRec")
     assert "small MCLRec" not in printed  # the results hold what is needed
