@@ -258,8 +258,18 @@ def separate(train: Sequences, max_length: int) -> tuple[Array, ...]:
 def training_prefixes(split: Split, max_length: int, stride: int = 1) -> PrefixTable:
     """All training prefixes of a split, in the order of ``split.samples()``; of each the last ``max_length`` items.
 
-    With a ``stride`` above 1, prefixes beyond the window begin where the pass of :func:`windows` does that reads them.
+    Args:
+        split: whose training items are cut.
+        max_length: longest prefix.
+        stride: as in :func:`windows`: a prefix beyond the window begins where the pass does that reads it.
+
+    Raises:
+        ValueError: a stride outside 1 to ``max_length``.
     """
+    if not 1 <= stride <= max_length:
+        raise ValueError(
+            f"training_prefixes: stride is {stride} with max_length={max_length}; give a stride from 1 to max_length."
+        )
     rows, ends = split.samples()
     first = split.train.offsets[rows]
     more = -(-np.maximum(ends - max_length, 0) // stride)  # windows after the first

@@ -89,6 +89,9 @@ def test_prefixes_beyond_the_window_begin_where_their_pass_does(stride):
     passes = data.train_dataloader()
     assert sorted(zip(prefixes, table.targets.tolist(), strict=True)) == read(passes)
     assert len(set(table.starts.tolist())) == sum(len(batch.items) for batch in passes)
+    for wrong in (0, 6):
+        with pytest.raises(ValueError, match=f"stride is {wrong}"):
+            training_prefixes(data.split, 5, wrong)
 
 
 def test_batches_follow_seed_and_epoch_and_resume():
