@@ -105,7 +105,8 @@ NOTES = {
     "the history's own next item: 0.0067 with 1, 0.0089 with 0.9, 0.0092 with 0.8, 0.0088 with 0.7, 0.0078 with 0.5. "
     "Its weights were not chosen by --tune: they are the first ones tried with that recency, smaller than the paper's "
     "0.1, with which, and with the plain mean, two earlier runs (seeds 0 and 2) had reached 0.0554 and 0.0562 on "
-    "validation, below SASRec, and 0.0490 and 0.0585 on test; the history of this page has their row.",
+    "validation, below SASRec, and 0.0490 and 0.0585 on test; the history of this page has their row. The "
+    "last nine epochs of its third seed ran on two threads.",
 }
 # HR@5, HR@10, HR@20, NDCG@5, NDCG@10, NDCG@20 of the papers' tables: MCLRec's, and SRA-CL's for its own.
 PAPERS = {
