@@ -249,8 +249,7 @@ def one(options: argparse.Namespace, name: str, **sizes: int) -> dict[str, float
         **sizes,
     }.items():
         words += [f"--{key}", str(number)]
-    environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "-1"}  # keep freed memory, as training does
-    done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
