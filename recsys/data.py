@@ -333,6 +333,13 @@ class SequenceData:
                     f"user {self.user_ids.tolist()[row]!r}; sort each history by time."
                 )
 
+    def __repr__(self) -> str:
+        """Sizes instead of arrays, which would fill pages with ids."""
+        return (
+            f"SequenceData({self.num_users:,} users, {self.num_items:,} items, "
+            f"{self.num_interactions:,} interactions)"
+        )
+
     @property
     def num_users(self) -> int:
         """U."""

@@ -647,6 +647,14 @@ def test_finds_rows_that_stand_twice():
         from_rows([[1, 2, 1, 2], [2, 1, 2]], [[1, 2, 3, 4], [1, 1, 1]]).check()
 
 
+def test_data_introduce_themselves_by_their_sizes():
+    data = SequenceData.generate(users=1200, items=40, seed=0)
+    split = data.split("leave-last-out")
+    sizes = f"SequenceData(1,200 users, {data.num_items} items, {data.num_interactions:,} interactions)"
+    assert repr(data) == sizes
+    assert sizes in repr(split)
+
+
 def test_statistics():
     data = from_rows([[1, 2, 3], [1] * 21, list(range(1, 53)), [7]])
     n = [3, 21, 52, 1]
