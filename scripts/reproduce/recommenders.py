@@ -110,7 +110,8 @@ NOTES = {
     "last nine epochs of its third seed ran on two threads. Other weights with the plain mean were given short trials "
     "on validation before; no other head had a second try. MCLRec's runs are those of a GPU with an earlier torch. "
     "SASRec's were too, with 0.0569 ± 0.0028 and SRA-CL's third seed significantly above, until it was trained anew "
-    "like SRA-CL.",
+    "like SRA-CL. Seeds 1 and 2 of the leaky retrieval ran side by side, with MKL made to use AVX-512 on an AMD "
+    "processor.",
 }
 # HR@5, HR@10, HR@20, NDCG@5, NDCG@10, NDCG@20 of the papers' tables: MCLRec's, and SRA-CL's for its own.
 PAPERS = {

@@ -647,7 +647,7 @@ def test_finds_rows_that_stand_twice():
         from_rows([[1, 2, 1, 2], [2, 1, 2]], [[1, 2, 3, 4], [1, 1, 1]]).check()
 
 
-def test_data_introduce_themselves_by_their_sizes():
+def test_repr_gives_sizes():
     data = SequenceData.generate(users=1200, items=40, seed=0)
     split = data.split("leave-last-out")
     sizes = f"SequenceData(1,200 users, {data.num_items} items, {data.num_interactions:,} interactions)"
