@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from contrastive.errors import InvalidValue
+
 View: TypeAlias = tuple[Tensor, Tensor]  # items and lengths
 
 CROP, MASK, REORDER, COPY = range(4)
@@ -158,7 +160,7 @@ def draw(
     """
     for name, ratio in (("crop", crop), ("mask", mask), ("reorder", reorder)):
         if not 0 <= ratio <= 1:
-            raise ValueError(f"augment: the ratio of {name} is {ratio}; give a number from 0 to 1.")
+            raise InvalidValue(f"augment: the ratio of {name} is {ratio}; give a number from 0 to 1.")
     numbers = range(width + 1)
     table = torch.tensor(
         [
@@ -231,12 +233,12 @@ def insert(
     """
     _check(items, lengths)
     if (num_items is None) == (neighbours is None) or (num_items is not None and num_items < 1):
-        raise ValueError(
+        raise InvalidValue(
             f"augment.insert: num_items is {num_items}, neighbours {'given' if neighbours is not None else 'None'}; "
             "give one of the two, num_items at least 1."
         )
     if max_length is not None and max_length < 1:
-        raise ValueError(f"augment.insert: max_length is {max_length}; give at least 1.")
+        raise InvalidValue(f"augment.insert: max_length is {max_length}; give at least 1.")
     width = items.shape[1]
     edits = draw(torch.full_like(lengths, MASK), lengths, width, generator, mask=ratio)
     t = torch.arange(width, device=items.device)
@@ -314,7 +316,7 @@ def substitute(
     """
     _check(items, lengths)
     if not 0 <= probability <= 1:
-        raise ValueError(f"augment.substitute: probability is {probability}; give a number from 0 to 1.")
+        raise InvalidValue(f"augment.substitute: probability is {probability}; give a number from 0 to 1.")
     real = torch.arange(items.shape[1], device=items.device) < lengths[:, None]
     places = (_uniform(items.shape, generator, items) < probability) & real & (items > 0)
     slots = draw_slots(items, places, neighbours, generator, allow_padding=allow_padding)
@@ -345,7 +347,7 @@ def draw_slots(
         ValueError: the table is no matrix of integers.
     """
     if neighbours.ndim != 2 or neighbours.dtype != torch.int64:
-        raise ValueError(
+        raise InvalidValue(
             f"augment: neighbours have the shape {tuple(neighbours.shape)} and type {neighbours.dtype}; give "
             "(num_items + 1, k) int64."
         )
@@ -386,15 +388,15 @@ def _same(op: int, items: Tensor, lengths: Tensor, generator: Generator, **ratio
 
 def _check(items: Tensor, lengths: Tensor) -> None:
     if items.ndim != 2 or lengths.shape != items.shape[:1]:
-        raise ValueError(
+        raise InvalidValue(
             f"augment: items have the shape {tuple(items.shape)}, lengths {tuple(lengths.shape)}; give (B, T) and (B,)."
         )
     if items.dtype != torch.int64 or lengths.dtype != torch.int64:
-        raise ValueError(
+        raise InvalidValue(
             f"augment: items have the type {items.dtype}, lengths {lengths.dtype}; give int64 for both."
         )
     if lengths.is_cpu and len(lengths) and not 0 <= lengths.min() <= lengths.max() <= items.shape[1]:
-        raise ValueError(
+        raise InvalidValue(
             f"augment: lengths run from {lengths.min()} to {lengths.max()}, items have {items.shape[1]} columns; give "
             "0 to that."
         )

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from contrastive.errors import InvalidValue
 from recsys.data import Array, Cases, Sequences, Split
 
 _SORTED_TOGETHER = 64  # batches whose histories are sorted by length before they are cut
@@ -122,7 +123,7 @@ class TrainingBatches:
         seed: int = 0,
     ) -> None:
         if batch_targets < 1 or not 1 <= stride <= max_length or samples < 0:
-            raise ValueError(
+            raise InvalidValue(
                 f"TrainingBatches: batch_targets={batch_targets}, stride={stride}, samples={samples} with "
                 f"max_length={max_length}; give 1 or more targets, a stride from 1 to max_length, and samples of 0 "
                 "or more."
@@ -132,7 +133,7 @@ class TrainingBatches:
         self.flat = torch.from_numpy(train.items)
         starts, lengths, reads = windows(train, max_length, stride) if shared else separate(train, max_length)
         if not len(starts):
-            raise ValueError(
+            raise InvalidValue(
                 "TrainingBatches: no user has two training items, so there is nothing to learn from."
             )
         self._starts, self._lengths, self._reads = (torch.from_numpy(a) for a in (starts, lengths, reads))
@@ -211,7 +212,7 @@ class TrainingBatches:
             ValueError: the place is within an epoch, and data or seed are not the same.
         """
         if state["position"] and (state["seed"], state["targets"]) != (self.seed, self.num_targets):
-            raise ValueError(
+            raise InvalidValue(
                 f"Cannot resume in the middle of epoch {state['epoch']}: the checkpoint was written with seed "
                 f"{state['seed']} and {state['targets']} targets, now they are {self.seed} and {self.num_targets}. Use "
                 "the same data and seed, or a checkpoint from the end of an epoch."
@@ -267,7 +268,7 @@ def training_prefixes(split: Split, max_length: int, stride: int = 1) -> PrefixT
         ValueError: a stride outside 1 to ``max_length``.
     """
     if not 1 <= stride <= max_length:
-        raise ValueError(
+        raise InvalidValue(
             f"training_prefixes: stride is {stride} with max_length={max_length}; give a stride from 1 to max_length."
         )
     rows, ends = split.samples()

@@ -4,6 +4,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import svds
 
+from contrastive.errors import InvalidValue
 from recsys.data import Array, Sequences
 
 
@@ -26,7 +27,7 @@ def interaction_vectors(train: Sequences, num_items: int, dim: int = 64, window:
         ValueError: a number below 1.
     """
     if dim < 1 or window < 1:
-        raise ValueError(f"interaction_vectors: dim is {dim} and window {window}; give 1 or more of each.")
+        raise InvalidValue(f"interaction_vectors: dim is {dim} and window {window}; give 1 or more of each.")
     items, rows = train.items, np.repeat(np.arange(len(train)), train.lengths)
     pairs = [(items[:-step], items[step:]) for step in range(1, window + 1) if len(items) > step]
     kept = [

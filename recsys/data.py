@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from contrastive.errors import InvalidType, InvalidValue
 from recsys.files import (
     ItemSource,
     Log,
@@ -50,13 +51,13 @@ class Sequences:
         for name in ("items", "offsets"):
             array = np.asarray(getattr(self, name))
             if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
-                raise ValueError(
+                raise InvalidValue(
                     f"Sequences: {name} has the shape {array.shape} and type {array.dtype}; give integers, 1-d."
                 )
             object.__setattr__(self, name, array.astype(np.int64, copy=False))
         ends = self.offsets
         if not len(ends) or ends[0] != 0 or ends[-1] != len(self.items) or (np.diff(ends) < 0).any():
-            raise ValueError(
+            raise InvalidValue(
                 f"Sequences: offsets (first values {ends[:3].tolist()}, last {ends[-1:].tolist()}) do not divide "
                 f"{len(self.items)} items into rows; they must rise from 0 to {len(self.items)}."
             )
@@ -139,7 +140,7 @@ class Sequences:
             ValueError: ``length`` below 1.
         """
         if length is not None and length < 1:
-            raise ValueError(f"Sequences.padded(length={length}): give at least 1.")
+            raise InvalidValue(f"Sequences.padded(length={length}): give at least 1.")
         kept = self if length is None else self.last(length)
         lengths = kept.lengths
         matrix = np.zeros((len(kept), max(int(lengths.max(initial=0)), 1)), np.int64)
@@ -225,7 +226,7 @@ class Split:
             ValueError: names the first user of whom this is not so.
         """
         if len(self.train) != self.data.num_users:
-            raise ValueError(
+            raise InvalidValue(
                 f"Split.check: training has {len(self.train)} rows, the data {self.data.num_users} users; give a row "
                 "for each user."
             )
@@ -258,7 +259,7 @@ class Split:
             case = int(bad[0])
             user = self.data.user_ids.tolist()[cases.users[case]]
             item = self.data.item_ids[cases.targets[case]]
-            raise ValueError(
+            raise InvalidValue(
                 f"Split.check: the target {item!r} of {name} case {case}, user {user!r}, {why} ({len(bad)} such in "
                 f"{len(cases)}). Evaluation would be wrong; split the data again."
             )
@@ -309,7 +310,9 @@ class SequenceData:
         items, size = self.sequences.items, len(self.item_ids)
         if len(items) and (items.min() < 1 or items.max() >= size):
             bad = int(((items < 1) | (items >= size)).argmax())
-            raise ValueError(f"SequenceData: item code {items[bad]} at place {bad} is not in 1..{size - 1}.")
+            raise InvalidValue(
+                f"SequenceData: item code {items[bad]} at place {bad} is not in 1..{size - 1}."
+            )
         for name, given, expected in (
             ("user_ids", len(self.user_ids), len(self.sequences)),
             ("times", self.times is not None and len(self.times), len(items)),
@@ -317,18 +320,18 @@ class SequenceData:
             ("attributes", self.attributes is not None and len(self.attributes), size),
         ):
             if given is not False and given != expected:
-                raise ValueError(f"SequenceData: {name} has {given} entries, expected {expected}.")
+                raise InvalidValue(f"SequenceData: {name} has {given} entries, expected {expected}.")
         if self.times is not None and len(items):
             if not np.isfinite(self.times).all():
                 bad = int((~np.isfinite(self.times)).argmax())
-                raise ValueError(f"SequenceData: time {self.times[bad]} at place {bad} is not finite.")
+                raise InvalidValue(f"SequenceData: time {self.times[bad]} at place {bad} is not finite.")
             falls = np.diff(self.times) < 0
             starts = self.sequences.offsets[1:-1] - 1  # from one row to the next time may fall
             falls[starts[(starts >= 0) & (starts < len(falls))]] = False
             if falls.any():
                 bad = int(falls.argmax())
                 row = int(np.searchsorted(self.sequences.offsets, bad, side="right")) - 1
-                raise ValueError(
+                raise InvalidValue(
                     f"SequenceData: time falls from {self.times[bad]} to {self.times[bad + 1]} within the history of "
                     f"user {self.user_ids.tolist()[row]!r}; sort each history by time."
                 )
@@ -508,7 +511,7 @@ class SequenceData:
         if not count and self.num_items:
             what = source if isinstance(source, str | Path) else f"given as {type(source).__name__}"
             first = repr(ids[0]) if len(ids) else "none"
-            raise ValueError(
+            raise InvalidValue(
                 f"SequenceData: the {name} ({what}) tell of none of the {self.num_items} items; its first id is "
                 f"{first}, the data's {self.item_ids[1]!r}. Give those of this data set, with ids of the same type."
             )
@@ -529,7 +532,7 @@ class SequenceData:
         """
         given = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
         if given and self.num_items and isinstance(given[0], str) != isinstance(self.item_ids[1], str):
-            raise TypeError(
+            raise InvalidType(
                 f"SequenceData.encode: item ids here are like {self.item_ids[1]!r}, the first given is {given[0]!r}; "
                 f"give {'strings' if isinstance(self.item_ids[1], str) else 'integers'}."
             )
@@ -561,7 +564,7 @@ class SequenceData:
             ValueError: nothing would be left, or a number is below 1.
         """
         if users < 1 or items < 1:
-            raise ValueError(f"SequenceData.k_core(users={users}, items={items}): give at least 1.")
+            raise InvalidValue(f"SequenceData.k_core(users={users}, items={items}): give at least 1.")
         rows, codes = self._rows(), self.sequences.items
         alive = np.ones(len(codes), bool)
         while True:
@@ -572,7 +575,7 @@ class SequenceData:
                 break
             alive = kept
         if not alive.any():
-            raise ValueError(
+            raise InvalidValue(
                 f"SequenceData.k_core(users={users}, items={items}) leaves nothing of {self.num_interactions} "
                 "interactions; give smaller numbers."
             )
@@ -624,12 +627,14 @@ class SequenceData:
         if kind == "global-time":
             return self._split_by_time(cuts, fractions)
         if kind != "leave-last-out" or short not in ("fewer", "train"):
-            raise ValueError(
+            raise InvalidValue(
                 f"SequenceData.split({kind!r}, short={short!r}): kinds are 'leave-last-out' and 'global-time', short "
                 "is 'fewer' or 'train'."
             )
         if cuts is not None:
-            raise ValueError("SequenceData.split: cuts belong to kind='global-time'; give that, or no cuts.")
+            raise InvalidValue(
+                "SequenceData.split: cuts belong to kind='global-time'; give that, or no cuts."
+            )
         n = self.sequences.lengths
         held = np.clip(n - 2, 0, 2) if short == "fewer" else np.where(n >= 3, 2, 0)
         zeros = np.zeros_like(n)
@@ -639,14 +644,14 @@ class SequenceData:
 
     def _split_by_time(self, cuts: tuple[float, float] | None, fractions: tuple[float, float]) -> Split:
         if self.times is None:
-            raise ValueError(
+            raise InvalidValue(
                 "SequenceData.split('global-time') needs times, and these data have none; read them with a time "
                 "column, or use kind='leave-last-out'."
             )
         if cuts is None:
             first, second = fractions
             if not 0 < first < second < 1:
-                raise ValueError(
+                raise InvalidValue(
                     f"SequenceData.split: fractions are {fractions}; give two, rising, between 0 and 1."
                 )
             ordered = np.sort(self.times)
@@ -658,7 +663,7 @@ class SequenceData:
         valid = np.flatnonzero((before_first > 0) & (before_second > before_first))
         test = np.flatnonzero((before_second > 0) & (self.sequences.lengths > before_second))
         if not first < second or not len(valid) or not len(test):
-            raise ValueError(
+            raise InvalidValue(
                 f"SequenceData.split: the cuts {first} and {second} give {int(before_first.sum())} training "
                 f"interactions, {len(valid)} validation and {len(test)} test cases; give two rising times with "
                 f"some of each. Times run from {self.times.min()} to {self.times.max()}."
@@ -719,7 +724,7 @@ class SequenceData:
         if same.any():
             place = int(order[1:][same].min())
             user = self.user_ids.tolist()[self._rows()[place]]
-            raise ValueError(
+            raise InvalidValue(
                 f"SequenceData.check: user {user!r} has item {self.item_ids[self.sequences.items[place]]!r} at time "
                 f"{self.times[place]} more than once ({int(same.sum())} such rows). Remove rows that stand twice."
             )
@@ -745,14 +750,14 @@ class SequenceData:
         """
         path = Path(path)
         if not path.name.endswith((".seq.tsv", ".seq.tsv.gz")):
-            raise ValueError(
+            raise InvalidValue(
                 f"SequenceData.write({str(path)!r}): the name must end in .seq.tsv or .seq.tsv.gz."
             )
         ids = [str(i) for i in self.item_ids]
         users = [str(i) for i in self.user_ids]
         bad = next((i for i in (*ids, *users) if i.split() != [i]), None)
         if bad is not None:
-            raise ValueError(f"SequenceData.write: the id {bad!r} holds blanks; give ids without.")
+            raise InvalidValue(f"SequenceData.write: the id {bad!r} holds blanks; give ids without.")
         items = self.sequences.items.tolist()
         ends = self.sequences.offsets.tolist()
         lines = (

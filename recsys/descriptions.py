@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from contrastive.errors import InvalidValue
 from recsys.data import Sequences
 
 CHARACTERS_PER_TOKEN = 4  # roughly, of English
@@ -63,7 +64,7 @@ def item_prompts(
         ValueError: a history holds an item without an entry in ``texts``, or a number is negative.
     """
     if int(train.items.max(initial=0)) >= len(texts) or contexts < 0 or context_length < 1:
-        raise ValueError(
+        raise InvalidValue(
             f"item_prompts: items up to {train.items.max(initial=0)} for {len(texts)} texts, contexts={contexts}, "
             f"context_length={context_length}; give a text or None for every item, contexts of 0 or more and a length "
             "of 1 or more."
@@ -112,7 +113,7 @@ def user_prompts(texts: Sequence[str | None], histories: Sequences, domain: str)
         ValueError: a history holds an item without an entry in ``texts``.
     """
     if int(histories.items.max(initial=0)) >= len(texts):
-        raise ValueError(
+        raise InvalidValue(
             f"user_prompts: items up to {histories.items.max()} for {len(texts)} texts; give a text or None for each."
         )
     prompts: list[str | None] = []
@@ -224,7 +225,7 @@ def describe(
         flush=True,
     )
     if max_cost is not None and bound is not None and bound > max_cost:
-        raise ValueError(
+        raise InvalidValue(
             f"describe: this may cost {bound:,.2f}, max_cost is {max_cost:,.2f}; nothing was asked. Raise max_cost, "
             "lower max_tokens, or give fewer prompts."
         )
@@ -253,20 +254,20 @@ def _check_options(
     retries: int,
 ) -> str | None:
     if not base_url.startswith(("http://", "https://")):
-        raise ValueError(
+        raise InvalidValue(
             f"describe: base_url is {base_url!r}; give one that begins with http:// or https://."
         )
     if max_tokens < 1 or workers < 1 or retries < 0:
-        raise ValueError(
+        raise InvalidValue(
             f"describe: max_tokens={max_tokens}, workers={workers}, retries={retries}; give 1, 1 and 0 or more."
         )
     if max_cost is not None and (price_in is None or price_out is None):
-        raise ValueError("describe: max_cost needs price_in and price_out, per million tokens.")
+        raise InvalidValue("describe: max_cost needs price_in and price_out, per million tokens.")
     if api_key_variable is None:
         return None
     key = os.environ.get(api_key_variable, "").strip()
     if not key:
-        raise ValueError(
+        raise InvalidValue(
             f"describe: the environment variable {api_key_variable} with the API key is not set; set it, or pass "
             "api_key_variable=None for an endpoint that needs none."
         )
@@ -293,7 +294,7 @@ def _read_answers(path: Path) -> dict[str, str]:
             record = json.loads(line)
             answers[record["prompt"]] = record["answer"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise InvalidValue(
                 f"describe: line {number} of {path} is damaged ({error}); remove that line, or give another file."
             ) from error
     return answers
@@ -447,7 +448,7 @@ def _parse(document: Any) -> _Answer:
         usage = document.get("usage") or {}
         counts = (int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens"))
     except (LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"no chat completion: {json.dumps(document)[:200]}") from error
+        raise InvalidValue(f"no chat completion: {json.dumps(document)[:200]}") from error
     if not isinstance(text, str) or not text.strip():
         raise _Refused("an empty answer")
     return _Answer(text.strip(), *counts)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contrastive.errors import InvalidValue
 from recsys.batches import gather_windows
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class SequenceEncoder(nn.Module):
         super().__init__()
         for name, number in (("dim", dim), ("max_length", max_length)):
             if number < 1:
-                raise ValueError(f"{type(self).__name__}: {name} is {number}; give 1 or more.")
+                raise InvalidValue(f"{type(self).__name__}: {name} is {number}; give 1 or more.")
         self.num_items, self.dim, self.max_length = 0, dim, max_length
         self.config: dict[str, Any] = {}
         if num_items is not None:
@@ -105,7 +106,7 @@ class SequenceEncoder(nn.Module):
             ValueError: fewer than one item, or another number than the table was made for.
         """
         if num_items < 1 or self.num_items not in (0, num_items):
-            raise ValueError(
+            raise InvalidValue(
                 f"{type(self).__name__}: num_items is {num_items}"
                 + (f", the item table is for {self.num_items}" if self.num_items else "")
                 + "; give the number of items in the catalogue, 1 or more."
@@ -181,14 +182,14 @@ class SequenceEncoder(nn.Module):
         """
         name = type(self).__name__
         if not self.num_items:
-            raise ValueError(f"{name}: the number of items is not known yet; call setup(num_items) first.")
+            raise InvalidValue(f"{name}: the number of items is not known yet; call setup(num_items) first.")
         if items.ndim != 2 or items.dtype != torch.int64 or lengths.shape != items.shape[:1]:
-            raise ValueError(
+            raise InvalidValue(
                 f"{name}: items are {tuple(items.shape)} {items.dtype} and lengths {tuple(lengths.shape)}; expected "
                 "int64 item codes (B, T), right-padded with 0, and one length for each row."
             )
         if items.shape[1] > self.max_length:
-            raise ValueError(
+            raise InvalidValue(
                 f"{name}: histories have {items.shape[1]} columns, max_length is {self.max_length}; keep the last "
                 "items of longer ones (Sequences.padded does), or build the encoder for more."
             )
@@ -253,15 +254,15 @@ class SASRec(SequenceEncoder):
     ) -> None:
         super().__init__(num_items, dim, max_length)
         if min(layers, heads, inner_dim) < 1 or dim % heads:
-            raise ValueError(
+            raise InvalidValue(
                 f"SASRec: layers={layers}, heads={heads}, inner_dim={inner_dim} with dim={dim}; give 1 or more of "
                 "each, and heads that divide dim."
             )
         for name, share in (("dropout", dropout), ("attention_dropout", attention_dropout)):
             if not 0 <= share < 1:
-                raise ValueError(f"SASRec: {name} is {share}; give a share in [0, 1).")
+                raise InvalidValue(f"SASRec: {name} is {share}; give a share in [0, 1).")
         if positions not in ("start", "end"):
-            raise ValueError(f"SASRec: positions is {positions!r}; choose 'start' or 'end'.")
+            raise InvalidValue(f"SASRec: positions is {positions!r}; choose 'start' or 'end'.")
         self.config |= {
             "dim": dim,
             "layers": layers,
@@ -478,7 +479,7 @@ class GRU4Rec(SequenceEncoder):
     ) -> None:
         super().__init__(num_items, dim, max_length)
         if min(hidden_dim, layers) < 1 or not 0 <= dropout < 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"GRU4Rec: hidden_dim={hidden_dim}, layers={layers}, dropout={dropout}; give sizes of 1 or more and a "
                 "dropout in [0, 1)."
             )

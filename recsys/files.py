@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from contrastive.errors import FileMissing, InvalidType, InvalidValue
+
 Array: TypeAlias = NDArray[Any]
 ItemSource: TypeAlias = str | Path | Mapping[Any, Any] | Any  # or a table: pandas, polars, Arrow
 Where: TypeAlias = Callable[[int], str]  # row from 0 -> "line 7 of x.csv"
@@ -62,7 +64,7 @@ def read_log(path: Path, format: str, user: str | None, item: str | None, time: 
     found = _format(path, format, call)
     if found in ("seq", "words", "pairs"):
         if user or item or time:
-            raise ValueError(f"{call}: user=, item= and time= name columns, and format {found!r} has none.")
+            raise InvalidValue(f"{call}: user=, item= and time= name columns, and format {found!r} has none.")
         lines = read_lines(path, call)
         if format == "auto" and found == "words" and all(len(line.split()) in (0, 2) for line in lines):
             found = "pairs"
@@ -82,7 +84,7 @@ def frame_log(frame: Any, user: str, item: str, time: str | None) -> Log:
     columns = _frame_columns(frame, names, ("user", "item"), call)
     sizes = {name: len(column) for name, column in columns.items()}
     if len(set(sizes.values())) > 1:
-        raise ValueError(f"{call}: the columns have different lengths: {sizes}.")
+        raise InvalidValue(f"{call}: the columns have different lengths: {sizes}.")
     return _log(columns, lambda row: f"row {row} (the first is 0)", call, read_numbers=False)
 
 
@@ -97,7 +99,7 @@ def item_texts(source: ItemSource, integers: bool) -> dict[Any, str]:
     if isinstance(source, Mapping):
         for key, text in source.items():
             if text is not None and not isinstance(text, str):
-                raise ValueError(f"{call}: item {key!r} has {text!r} for a text; give strings.")
+                raise InvalidValue(f"{call}: item {key!r} has {text!r} for a text; give strings.")
         return {key: text for key, text in source.items() if text}
     if isinstance(source, str | Path) and _plain_name(Path(source)).endswith(".items.tsv"):
         path = Path(source)
@@ -105,7 +107,7 @@ def item_texts(source: ItemSource, integers: bool) -> dict[Any, str]:
         for number, line in enumerate(read_lines(path, call), 1):
             cells = line.split("\t")
             if line and len(cells) != 4:
-                raise ValueError(
+                raise InvalidValue(
                     f"{call}: line {number} of {path} has {len(cells)} columns: {line[:80]!r}; it must be item, title, "
                     "year and genres with tabs between them (empty where unknown)."
                 )
@@ -124,7 +126,9 @@ def item_texts(source: ItemSource, integers: bool) -> dict[Any, str]:
         }
         columns, where = _table_columns(source, names, ("item",), call)
         if "text" not in columns and "title" not in columns:
-            raise ValueError(f"{call}: the table has neither a column 'text' nor a column 'title'; add one.")
+            raise InvalidValue(
+                f"{call}: the table has neither a column 'text' nor a column 'title'; add one."
+            )
         cells_of = {name: [_cell(value) for value in column.to_pylist()] for name, column in columns.items()}
         ids = columns["item"].to_pylist()
         blank = [""] * len(ids)
@@ -137,9 +141,9 @@ def item_texts(source: ItemSource, integers: bool) -> dict[Any, str]:
     found: dict[Any, str] = {}
     for row, (key, text) in enumerate(zip(_read_ids(ids, integers), texts, strict=True)):
         if key is None or key == "":
-            raise ValueError(f"{call}: {where(row)} has no item id.")
+            raise InvalidValue(f"{call}: {where(row)} has no item id.")
         if key in found:
-            raise ValueError(f"{call}: {where(row)} tells of item {key!r} again; give one row for each.")
+            raise InvalidValue(f"{call}: {where(row)} tells of item {key!r} again; give one row for each.")
         found[key] = text
     return {key: text for key, text in found.items() if text}
 
@@ -176,12 +180,12 @@ def attribute_pairs(source: ItemSource, integers: bool) -> tuple[list[Any], Arra
         for number, line in enumerate(read_lines(path, call), 1):
             key, tab, rest = line.partition("\t")
             if line and (not key or not tab or "\t" in rest):
-                raise ValueError(
+                raise InvalidValue(
                     f"{call}: line {number} of {path} is {line[:80]!r}; it must be an item, a tab, and attributes with "
                     "spaces between them."
                 )
             if line and seen.setdefault(key, number) != number:
-                raise ValueError(
+                raise InvalidValue(
                     f"{call}: item {key!r} stands on lines {seen[key]} and {number} of {path}; give one line for each."
                 )
             values = rest.split()
@@ -214,20 +218,20 @@ def read_lines(path: Path, call: str) -> list[str]:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{call}: line {line} of {path} is no UTF-8 text; convert the file.") from error
+        raise InvalidValue(f"{call}: line {line} of {path} is no UTF-8 text; convert the file.") from error
     return [line.removesuffix("\r") for line in text.split("\n")]
 
 
 def _content(path: Path, call: str) -> bytes:
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "does not exist"
-        raise FileNotFoundError(f"{call}: {path.resolve()} {kind}; give a file.")
+        raise FileMissing(f"{call}: {path.resolve()} {kind}; give a file.")
     content = path.read_bytes()
     if content[:2] == b"\x1f\x8b":
         try:
             content = gzip.decompress(content)
         except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(
+            raise InvalidValue(
                 f"{call}: {path} is a damaged gzip file ({error}); copy or make it again."
             ) from error
     return content.removeprefix(b"\xef\xbb\xbf")
@@ -240,7 +244,7 @@ def _plain_name(path: Path) -> str:
 def _format(path: Path, format: str, call: str) -> str:
     if format != "auto":
         if format not in FORMATS:
-            raise ValueError(f"{call}: format {format!r} is none of auto, {', '.join(FORMATS)}.")
+            raise InvalidValue(f"{call}: format {format!r} is none of auto, {', '.join(FORMATS)}.")
         return format
     name = _plain_name(path)
     for known, ends in FORMATS.items():
@@ -249,7 +253,7 @@ def _format(path: Path, format: str, call: str) -> str:
     if name.endswith(".txt"):
         return "words"
     endings = ", ".join(chain(*FORMATS.values(), [".txt"]))
-    raise ValueError(
+    raise InvalidValue(
         f"{call}: the name does not tell the format; known are {endings}, each also with .gz. Give format=, one of "
         f"{', '.join(FORMATS)}."
     )
@@ -269,7 +273,7 @@ def _seq(lines: list[str], path: Path, call: str) -> tuple[list[str], list[str],
         user, _, rest = line.partition("\t")
         items = rest.split(" ")
         if line and (not user or "" in items or "\t" in rest):
-            raise ValueError(
+            raise InvalidValue(
                 f"{call}: line {number} of {path} is {line[:80]!r}; it must be a user, a tab, and items with one space "
                 "between them."
             )
@@ -283,7 +287,7 @@ def _words(lines: list[str], path: Path, call: str) -> tuple[list[str], list[str
     for number, line in enumerate(lines, 1):
         words = line.split()
         if len(words) == 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"{call}: line {number} of {path} is {line[:80]!r}; it must be a user and at least one item."
             )
         if words:
@@ -297,7 +301,7 @@ def _one_line_a_user(
     seen: dict[str, int] = {}
     for number, user, _ in rows:
         if seen.setdefault(user, number) != number:
-            raise ValueError(
+            raise InvalidValue(
                 f"{call}: user {user!r} stands on lines {seen[user]} and {number} of {path}; give one line a user. "
                 "If each line is one interaction, 'user item', give format='pairs'."
             )
@@ -310,7 +314,7 @@ def _pairs(lines: list[str], path: Path, call: str) -> tuple[list[str], list[str
     rows = [line.split() for line in lines]
     for number, words in enumerate(rows, 1):
         if len(words) not in (0, 2):
-            raise ValueError(
+            raise InvalidValue(
                 f"{call}: line {number} of {path} is {lines[number - 1][:80]!r}; it must be a user and an item."
             )
     numbers: Sequence[int] = range(1, len(rows) + 1)
@@ -332,7 +336,7 @@ def _table_columns(
     path = Path(source)
     name = _plain_name(path)
     if not name.endswith((".item", ".csv", ".tsv", ".parquet")):
-        raise ValueError(
+        raise InvalidValue(
             f"{call}: {path} is no file of a known kind; give a table (.csv, .tsv, .item, .parquet), or a file in "
             "the form that is described under SequenceData.join."
         )
@@ -350,7 +354,7 @@ def _frame_columns(
     if has is None:
         has = list(frame) if isinstance(frame, Mapping) else getattr(frame, "columns", None)
     if has is None:
-        raise TypeError(
+        raise InvalidType(
             f"{call}: {type(frame).__name__} is no table; give a data frame of pandas or polars, or an Arrow table."
         )
     chosen = _choose(list(has), names, required, "the table", call)
@@ -365,7 +369,7 @@ def _arrow(values: Any, name: str, call: str) -> Any:
     try:
         return pa.array(values, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
-        raise ValueError(f"{call}: {name} mixes types or has one of no use here ({error}).") from error
+        raise InvalidValue(f"{call}: {name} mixes types or has one of no use here ({error}).") from error
 
 
 def _file_columns(
@@ -432,11 +436,11 @@ def _file_columns(
     except pa.ArrowInvalid as error:
         if bad_rows:
             row = bad_rows[0]
-            raise ValueError(
+            raise InvalidValue(
                 f"{call}: {where(row.number - 2)} has {row.actual_columns} columns, the heading "
                 f"{row.expected_columns}: {row.text[:80]!r}."
             ) from error
-        raise ValueError(f"{call}: {path} cannot be read as a table with a heading: {error}") from error
+        raise InvalidValue(f"{call}: {path} cannot be read as a table with a heading: {error}") from error
     return {role: table.column(name) for role, name in full.items()}, where
 
 
@@ -449,12 +453,12 @@ def _parquet_columns(
     import pyarrow.parquet as pq
 
     if not path.is_file():
-        raise FileNotFoundError(f"{call}: {path.resolve()} does not exist or is a folder; give a file.")
+        raise FileMissing(f"{call}: {path.resolve()} does not exist or is a folder; give a file.")
     try:
         chosen = _choose(pq.read_schema(path).names, names, required, str(path), call)
         table = pq.read_table(path, columns=list(chosen.values()))
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{call}: {path} cannot be read as Parquet: {error}") from error
+        raise InvalidValue(f"{call}: {path} cannot be read as Parquet: {error}") from error
     return {role: table.column(name) for role, name in chosen.items()}, lambda row: f"row {row} of {path}"
 
 
@@ -473,7 +477,7 @@ def _choose(
             chosen[role] = name
         elif given is not None or role in required or name is not None:
             wanted = repr(name) if name else " or ".join(map(repr, usual))
-            raise ValueError(
+            raise InvalidValue(
                 f"{call}: {where} has {has.count(name) if name else 'no'} columns {wanted} for the {role}; it has "
                 f"{', '.join(map(str, has)) or 'none'}. Name the column with {role}=, or rename it."
             )
@@ -484,7 +488,7 @@ def _log(columns: Mapping[str, Any], where: Where, call: str, read_numbers: bool
     users, user_ids = _number(columns["user"], "user id", where, call, read_numbers)
     items, item_ids = _number(columns["item"], "item id", where, call, read_numbers)
     if not len(users):
-        raise ValueError(f"{call}: there are no interactions.")
+        raise InvalidValue(f"{call}: there are no interactions.")
     times = _times(columns["time"], where, call) if "time" in columns else None
     return Log(users, user_ids, items, item_ids, times)
 
@@ -508,7 +512,7 @@ def _number(column: Any, what: str, where: Where, call: str, read_numbers: bool)
         column = column.cast(column.type.value_type)
     if column.null_count:
         row = int(pc.index(column.is_null(), True).as_py())
-        raise ValueError(
+        raise InvalidValue(
             f"{call}: the {what} is missing in {where(row)} ({column.null_count} missing in all)."
         )
     if pa.types.is_null(column.type):
@@ -520,7 +524,7 @@ def _number(column: Any, what: str, where: Where, call: str, read_numbers: bool)
     ):
         column = column.cast(pa.large_string())
     elif not pa.types.is_integer(column.type):
-        raise ValueError(f"{call}: the {what} has the type {column.type}; give integers or strings.")
+        raise InvalidValue(f"{call}: the {what} has the type {column.type}; give integers or strings.")
     encoded = column.dictionary_encode()
     ids, places = encoded.dictionary, encoded.indices.to_numpy()
     if pa.types.is_integer(ids.type):
@@ -528,7 +532,7 @@ def _number(column: Any, what: str, where: Where, call: str, read_numbers: bool)
     else:
         empty = pc.index(ids, "").as_py()
         if empty >= 0:
-            raise ValueError(f"{call}: the {what} is empty in {where(int((places == empty).argmax()))}.")
+            raise InvalidValue(f"{call}: the {what} is empty in {where(int((places == empty).argmax()))}.")
         whole = _whole_numbers(ids) if read_numbers else None
         values = np.array(ids.to_pylist(), object) if whole is None else whole
     order = np.argsort(values)
@@ -562,7 +566,9 @@ def _times(column: Any, where: Where, call: str) -> Array:
         column = column.combine_chunks()
     if column.null_count:
         row = int(pc.index(column.is_null(), True).as_py())
-        raise ValueError(f"{call}: the time is missing in {where(row)} ({column.null_count} missing in all).")
+        raise InvalidValue(
+            f"{call}: the time is missing in {where(row)} ({column.null_count} missing in all)."
+        )
     kind = column.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         zone = kind.tz if pa.types.is_timestamp(kind) else None
@@ -573,13 +579,13 @@ def _times(column: Any, where: Where, call: str) -> Array:
     if not pa.types.is_floating(kind):
         texts = [str(value) for value in column.to_pylist()]
         row = next((at for at, text in enumerate(texts) if not _is_number(text)), 0)
-        raise ValueError(
+        raise InvalidValue(
             f"{call}: the time {texts[row]!r} in {where(row)} is no number; give numbers or datetimes ({kind} given)."
         )
     times = np.asarray(column.cast(pa.float64()).to_numpy())
     if not np.isfinite(times).all():
         row = int((~np.isfinite(times)).argmax())
-        raise ValueError(f"{call}: the time in {where(row)} is {times[row]}; give a finite number.")
+        raise InvalidValue(f"{call}: the time in {where(row)} is {times[row]}; give a finite number.")
     return times
 
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from contrastive.errors import InvalidValue, NotReady
 from recsys.data import Sequences
 
 Array: TypeAlias = NDArray[Any]
@@ -117,7 +118,7 @@ class SequentialRules:
 
     def __init__(self, steps: int = 10, recency: float = 0.3) -> None:
         if steps < 1 or not 0 < recency <= 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"SequentialRules: steps={steps}, recency={recency}; give 1 step or more and a weight in (0, 1]."
             )
         self.steps, self.recency = steps, recency
@@ -182,7 +183,7 @@ class ItemKNN:
 
     def __init__(self, recency: float = 0.8) -> None:
         if not 0 < recency <= 1:
-            raise ValueError(f"ItemKNN: recency={recency}; give a weight in (0, 1].")
+            raise InvalidValue(f"ItemKNN: recency={recency}; give a weight in (0, 1].")
         self.recency = recency
 
     def fit(self, train: Sequences, num_items: int) -> "ItemKNN":
@@ -226,14 +227,14 @@ def _by_age(histories: Sequences, recency: float, table: Any) -> Any:
 def _fitted(floor: object, learnt: Any) -> Any:
     if learnt is None:
         name = type(floor).__name__
-        raise RuntimeError(f"{name}: nothing was counted yet; call {name}().fit(train, num_items) first.")
+        raise NotReady(f"{name}: nothing was counted yet; call {name}().fit(train, num_items) first.")
     return learnt
 
 
 def _counts(train: Sequences, num_items: int) -> Array:
     """How often each item occurs, ``(num_items + 1,)`` float64."""
     if train.items.size and not 1 <= train.items.min() <= train.items.max() <= num_items:
-        raise ValueError(
+        raise InvalidValue(
             f"training items are {train.items.min()} to {train.items.max()}, num_items={num_items}; items must be 1 to "
             "num_items."
         )

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contrastive.errors import InvalidValue
 from contrastive.similarity import gather, stream_rows, world_size
 from contrastive.similarity.distributed import average
 from contrastive.similarity.rows import DENSE_ENTRIES
@@ -201,7 +202,7 @@ class MCLRec(Head):
             ("margins", margins, ("row", "set")),
         ):
             if value not in known:
-                raise ValueError(f"MCLRec: {option} is {value!r}; choose one of {', '.join(known)}.")
+                raise InvalidValue(f"MCLRec: {option} is {value!r}; choose one of {', '.join(known)}.")
         self.data_weight, self.model_weight = data_weight, model_weight
         self.regulariser_weight, self.margins, self.update = regulariser_weight, margins, update
         self.edits = {"crop": crop, "mask": mask, "reorder": reorder}

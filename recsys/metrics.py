@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from contrastive.errors import InvalidValue
 from recsys.data import Cases, Sequences
 from recsys.objectives import products
 
@@ -159,17 +160,17 @@ def rank_by_vectors(
     if item_block is None:
         item_block = max(1, (1 << 23) // max(1, min(user_block, len(states))))
     if user_block < 1 or item_block < 1:
-        raise ValueError(
+        raise InvalidValue(
             f"rank_by_vectors: blocks of {user_block} users and {item_block} items; give at least 1."
         )
     targets = np.asarray(targets)
     if states.ndim != 2 or item_vectors.ndim != 2 or states.shape[1] != item_vectors.shape[1]:
-        raise ValueError(
+        raise InvalidValue(
             f"rank_by_vectors: states {tuple(states.shape)} and item_vectors {tuple(item_vectors.shape)}; give (C, d) "
             "and (num_items + 1, d)."
         )
     if len(targets) != len(states) or (mask is not None and len(mask) != len(states)):
-        raise ValueError(
+        raise InvalidValue(
             f"rank_by_vectors: {len(states)} states, {len(targets)} targets"
             f"{'' if mask is None else f', {len(mask)} histories'}; give one for each state."
         )
@@ -273,7 +274,7 @@ def top_items(
     """
     _check(history, "pessimistic")
     if k < 1:
-        raise ValueError(f"top_items: k={k}; give at least 1.")
+        raise InvalidValue(f"top_items: k={k}; give at least 1.")
     lists: Array | None = None
     for rows in _by_length(histories, batch_size):
         block = histories.take(rows)
@@ -318,13 +319,13 @@ def case_values(ranks: Array, metric: str) -> Array:
     """
     ranks = np.asarray(ranks)
     if ranks.ndim != 1 or not len(ranks) or ranks.dtype.kind not in "iu" or ranks.min() < 0:
-        raise ValueError(
+        raise InvalidValue(
             f"ranks of shape {ranks.shape} and type {ranks.dtype}"
             f"{f', the least {ranks.min()}' if ranks.size else ''}; give integer ranks from 0, at least one."
         )
     name, _, k = metric.partition("@")
     if name not in GAINS or not k.isdecimal() or int(k) < 1:
-        raise ValueError(
+        raise InvalidValue(
             f"metric {metric!r} is unknown; choose from {', '.join(f'{name}@10' for name in GAINS)}."
         )
     return np.asarray((ranks < int(k)) * GAINS[name](ranks.astype(np.float64), int(k)))
@@ -386,7 +387,7 @@ def _by_quantile(
 ) -> list[dict[str, Any]]:
     ranks = np.asarray(ranks)
     if not len(ranks) or len(ranks) != len(values) or bins < 1:
-        raise ValueError(
+        raise InvalidValue(
             f"{len(ranks)} ranks of {len(values)} cases in {bins} bins; give the rank of each case, and 1 bin or more."
         )
     limits = np.unique(np.quantile(values, np.arange(1, bins + 1) / bins, method="inverted_cdf"))
@@ -450,7 +451,7 @@ def paired_bootstrap(
     """
     values_a, values_b = case_values(ranks_a, metric), case_values(ranks_b, metric)
     if len(values_a) != len(values_b) or samples < 1:
-        raise ValueError(
+        raise InvalidValue(
             f"paired_bootstrap: {len(values_a)} and {len(values_b)} ranks, samples={samples}; give two models' ranks "
             "of the same cases, and at least one sample."
         )
@@ -478,7 +479,7 @@ def paired_bootstrap(
 def _by_length(histories: Sequences, batch_size: int) -> Iterator[Array]:
     """Row numbers in batches, longest histories first."""
     if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}; give at least 1.")
+        raise InvalidValue(f"batch_size={batch_size}; give at least 1.")
     order = np.argsort(-histories.lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
@@ -488,7 +489,7 @@ def _scores(score: Score, histories: Sequences, largest: int) -> Tensor:
     with torch.no_grad():
         scores = score(histories)
     if scores.ndim != 2 or len(scores) != len(histories) or scores.shape[1] <= largest:
-        raise ValueError(
+        raise InvalidValue(
             f"scores of shape {tuple(scores.shape)} for {len(histories)} histories with items up to {largest}; a model "
             "must score every item, and column 0 for padding: (B, num_items + 1)."
         )
@@ -502,7 +503,7 @@ def _index(numbers: Array, beside: Tensor) -> Tensor:
 def _refuse_nan(bad: Tensor, rows: Array, function: str) -> None:
     if bool(bad.any()):
         first = np.flatnonzero(bad.cpu().numpy())
-        raise ValueError(
+        raise InvalidValue(
             f"{function}: {len(first)} of {len(rows)} rows of a block have scores that are NaN; the first is case "
             f"{rows[first[0]]}. Look for a loss that diverged, or a division by zero in the model."
         )
@@ -510,14 +511,14 @@ def _refuse_nan(bad: Tensor, rows: Array, function: str) -> None:
 
 def _check(history: str, ties: str) -> None:
     if history not in ("keep", "mask"):
-        raise ValueError(f"history={history!r}; choose keep or mask.")
+        raise InvalidValue(f"history={history!r}; choose keep or mask.")
     if ties not in ("pessimistic", "optimistic"):
-        raise ValueError(f"ties={ties!r}; choose pessimistic or optimistic.")
+        raise InvalidValue(f"ties={ties!r}; choose pessimistic or optimistic.")
 
 
 def _check_items(items: Array, num_items: int, what: str) -> None:
     if items.size and (items.min() < 1 or items.max() > num_items):
-        raise ValueError(
+        raise InvalidValue(
             f"{what} is {items.min() if items.min() < 1 else items.max()}; items are 1 to {num_items}, 0 is padding."
         )
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from contrastive.errors import InvalidValue
 from recsys.data import Cases, Sequences
 from recsys.metrics import History, Score, Ties, case_values, rank_block, scored_blocks
 
@@ -46,7 +47,7 @@ class TransitionMixture:
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < 1:
-            raise ValueError(f"TransitionMixture: weight={self.weight}; give a weight from 0 to below 1.")
+            raise InvalidValue(f"TransitionMixture: weight={self.weight}; give a weight from 0 to below 1.")
 
     @property
     def name(self) -> str:

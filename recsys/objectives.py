@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contrastive.errors import InvalidValue
 from contrastive.similarity import Gathered, gather, global_mean, logsumexp_cross, logsumexp_self
 from contrastive.similarity.rows import DENSE_ENTRIES
 from recsys import augment
@@ -281,5 +282,5 @@ def check_count(name: str, option: str, number: int) -> int:
         ValueError: it is not.
     """
     if number < 1:
-        raise ValueError(f"{name}: {option} is {number}; give 1 or more.")
+        raise InvalidValue(f"{name}: {option} is {number}; give 1 or more.")
     return number

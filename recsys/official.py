@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contrastive.errors import InvalidValue
 from recsys.encoders import SASRec
 
 _PARTS = {  # ours: theirs
@@ -42,7 +43,7 @@ def load_recbole(source: str | os.PathLike[str] | Mapping[str, Tensor], heads: i
         depth = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("trm_encoder.layer."))
         inner = weights["trm_encoder.layer.0.feed_forward.dense_1.weight"]
     except (KeyError, ValueError) as missing:
-        raise ValueError(
+        raise InvalidValue(
             f"load_recbole: the weights have no {missing}; give a checkpoint of MCLRec or of RecBole's SASRec."
         ) from None
     # MCLRec's item table has one row more than the catalogue with its padding, for a mask token.
@@ -102,13 +103,13 @@ def _read(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
     except OSError:
         raise
     except Exception as error:  # torch raises many kinds for a file that is none of its own
-        raise ValueError(
+        raise InvalidValue(
             f"load_recbole: {path} cannot be read as weights only ({' '.join(str(error).split())[:200]}); save its "
             "state_dict with torch.save and give that file."
         ) from error
     weights = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(
+        raise InvalidValue(
             f"load_recbole: {path} holds no state dict; give a checkpoint of MCLRec or of RecBole's SASRec."
         )
     return weights

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from contrastive import load_encoder, save_encoder
+from contrastive.errors import FileInTheWay, FileMissing, InvalidType, InvalidValue, UnknownKey
 from contrastive.retrieval import Index
 from contrastive.retrieval.folder import checksum
 from contrastive.retrieval.metadata import Metadata
@@ -85,7 +86,7 @@ class Recommender:
     ) -> None:
         table = index.metadata
         if table is None or index.ids.tolist() != list(range(1, encoder.num_items + 1)):
-            raise ValueError(
+            raise InvalidValue(
                 f"Recommender: the encoder has {encoder.num_items} items, the index {len(index)}; give an index of all "
                 "items under their codes, with columns."
             )
@@ -130,7 +131,7 @@ class Recommender:
         """
         longest = encoder.max_length if max_length is None else max_length
         if encoder.num_items != data.num_items or not 1 <= longest <= encoder.max_length:
-            raise ValueError(
+            raise InvalidValue(
                 f"Recommender.from_model: the encoder has {encoder.num_items} items and reads {encoder.max_length}, "
                 f"the data have {data.num_items}, max_length is {max_length}; give the data that the encoder was "
                 f"trained on, and a max_length of 1 to {encoder.max_length}."
@@ -192,7 +193,7 @@ class Recommender:
         if isinstance(part, dict) and "class_path" in part:
             module = instantiate(part, LightningDataModule)
         if not isinstance(getattr(module, "data", None), SequenceData):
-            raise ValueError(
+            raise InvalidValue(
                 f"{path / 'config.yaml'} names no RecommenderData: this run trained no recommender."
             )
         encoder = cast(SequenceEncoder, load_encoder(path, _empty_encoder(path / "encoder")))
@@ -235,7 +236,9 @@ class Recommender:
         try:
             return int(text)
         except ValueError:
-            raise ValueError(f"recommend: ids here are integers like {self._ids[1]}, got {text!r}.") from None
+            raise InvalidValue(
+                f"recommend: ids here are integers like {self._ids[1]}, got {text!r}."
+            ) from None
 
     @property
     def users(self) -> list[Id]:
@@ -254,12 +257,12 @@ class Recommender:
                 if self._histories is None
                 else f"{len(self._user_rows)} users are known"
             )
-            raise KeyError(f"history: there is no user {user!r}; {known}.")
+            raise UnknownKey(f"history: there is no user {user!r}; {known}.")
         return [self._ids[code] for code in self._histories[1][self._user_rows[user]].tolist()]
 
     def _code(self, item: Id, call: str) -> int:
         if item not in self._codes:
-            raise KeyError(
+            raise UnknownKey(
                 f"{call}: there is no item {item!r} among the {len(self)}; ids are like {self._ids[1]!r}."
             )
         return self._codes[item]
@@ -298,11 +301,11 @@ class Recommender:
                 ``"popular"``, a history with nothing known in it.
         """
         if k < 1 or cold not in ("raise", "popular"):
-            raise ValueError(
+            raise InvalidValue(
                 f"recommend: k={k}, cold={cold!r}; give a k of 1 or more, and 'raise' or 'popular'."
             )
         if not _is_list(histories) or isinstance(filter, str):
-            raise TypeError(
+            raise InvalidType(
                 f"recommend: histories={str(histories)[:60]!r}, filter={filter!r}; give lists of ids, or for many "
                 "histories a list of such lists."
             )
@@ -312,7 +315,7 @@ class Recommender:
         try:
             known = [[code for item in row if (code := find(item)) is not None] for row in rows]
         except TypeError as error:
-            raise TypeError(
+            raise InvalidType(
                 f"recommend: an entry is neither an id nor a list of ids ({error}); give a list of ids, or a list of "
                 "such lists."
             ) from None
@@ -323,7 +326,7 @@ class Recommender:
         empty = sum(not codes for codes in known)
         if empty and cold == "raise":
             first = min(order[:empty])
-            raise ValueError(
+            raise InvalidValue(
                 f"recommend: {empty} of {len(rows)} histories hold no known item, the first at {first}: "
                 f"{list(rows[first])[:3]}; ids here are like {self._ids[1]!r}. Leave it out, or pass cold='popular'."
             )
@@ -358,7 +361,7 @@ class Recommender:
         known = [[self._codes[item] for item in history if item in self._codes] for history in histories]
         known = [codes for codes in known if codes]
         if not known:
-            raise ValueError(f"tune: none of {len(histories)} histories holds a known item.")
+            raise InvalidValue(f"tune: none of {len(histories)} histories holds a known item.")
         return self.index.tune(recall, k, queries=self._encode(known))
 
     def _best(
@@ -438,25 +441,25 @@ class Recommender:
         """
         new: list[Id] = [item.item() if isinstance(item, np.generic) else item for item in ids]
         if not isinstance(getattr(self.encoder, "item_embedding", None), nn.Embedding):
-            raise TypeError(
+            raise InvalidType(
                 f"add_items: {type(self.encoder).__name__} has no item_embedding to grow; derive it from "
                 "SequenceEncoder."
             )
         kind = str if isinstance(self._ids[1], str) else int
         if not all(isinstance(item, kind) for item in new):
-            raise TypeError(
+            raise InvalidType(
                 f"add_items: ids here are like {self._ids[1]!r}, given are {new[:3]}; give {kind.__name__}s."
             )
         here = [item for item in new if item in self._codes]
         if here or len(set(new)) < len(new) or not new:
-            raise ValueError(
+            raise InvalidValue(
                 f"add_items: {len(new)} ids, {len(set(new))} different ones, {len(here)} of them here already; give "
                 "new ids, each once."
             )
         if sum(source is not None for source in (vectors, like, attributes)) != 1:
-            raise ValueError("add_items: give one of vectors, like and attributes.")
+            raise InvalidValue("add_items: give one of vectors, like and attributes.")
         if titles is not None and len(titles) != len(new):
-            raise ValueError(
+            raise InvalidValue(
                 f"add_items: {len(titles)} titles for {len(new)} ids; give one, or None, for each."
             )
         has = [[str(a) for a in (attributes or {}).get(item, [])] for item in new]
@@ -467,7 +470,7 @@ class Recommender:
         else:
             rows = self._mean(self._closest_by_attributes(new, has, neighbours))
         if rows.shape != (len(new), self.encoder.dim):
-            raise ValueError(
+            raise InvalidValue(
                 f"add_items: vectors have the shape {tuple(rows.shape)}; expected {(len(new), self.encoder.dim)}."
             )
         codes = np.arange(len(self._ids), len(self._ids) + len(new))
@@ -483,13 +486,15 @@ class Recommender:
     def _resembling(self, item: Id, like: Mapping[Id, Sequence[Id]]) -> list[int]:
         others = list(like.get(item, ()))
         if not others:
-            raise KeyError(f"add_items: like has no items for {item!r}; name one or more that it resembles.")
+            raise UnknownKey(
+                f"add_items: like has no items for {item!r}; name one or more that it resembles."
+            )
         return [self._code(other, "add_items") for other in others]
 
     def _closest_by_attributes(self, new: list[Id], has: list[list[str]], neighbours: int) -> list[list[int]]:
         """Codes of the known items that are closest to each new one, at most ``neighbours``."""
         if neighbours < 1:
-            raise ValueError(f"add_items: neighbours is {neighbours}; give 1 or more.")
+            raise InvalidValue(f"add_items: neighbours is {neighbours}; give 1 or more.")
         table = self.index.metadata
         assert table is not None
         known: list[list[str]] = table["attributes"].to_pylist()
@@ -502,7 +507,7 @@ class Recommender:
             best = np.argsort(-row, kind="stable")[:neighbours]
             best = best[row[best] > 0]
             if not len(best):
-                raise ValueError(
+                raise InvalidValue(
                     f"add_items: no known item shares an attribute with {item!r} that tells items apart; give like or "
                     "vectors instead."
                 )
@@ -538,7 +543,7 @@ class Recommender:
         if path.is_dir() and not record_file.is_file():
             others = [name for name in os.listdir(path) if not name.startswith(("files-", "."))]
             if others:
-                raise FileExistsError(
+                raise FileInTheWay(
                     f"{path} holds {sorted(others)[:3]} and no {RECORD}; it is not overwritten: give another folder."
                 )
         files = path / f"files-{secrets.token_hex(8)}"
@@ -594,7 +599,7 @@ class Recommender:
         if not (path / RECORD).is_file():
             if (path / "config.yaml").is_file() and (path / "encoder").is_dir():
                 return cls.from_run(path)
-            raise FileNotFoundError(
+            raise FileMissing(
                 f"{folder} holds no {RECORD}, and no run with config.yaml and encoder/; give the folder of "
                 "Recommender.save, or that of a training run."
             )
@@ -606,11 +611,11 @@ class Recommender:
                 record[name] for name in ("max_length", "data", "histories")
             )
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise InvalidValue(
                 f"{path / RECORD} is damaged ({error}); save or copy the recommender again."
             ) from error
         if kind != KIND or version != VERSION:
-            raise ValueError(
+            raise InvalidValue(
                 f"{path / RECORD} is of kind {kind!r} and version {version}; this library reads {KIND!r} {VERSION}."
             )
         loaded = load_encoder(
@@ -621,7 +626,7 @@ class Recommender:
         if histories is not None:
             file = files / "histories.parquet"
             if not file.is_file() or checksum(file) != histories:
-                raise ValueError(f"{file} is missing or damaged; save or copy the recommender again.")
+                raise InvalidValue(f"{file} is missing or damaged; save or copy the recommender again.")
             table = pq.read_table(file).combine_chunks()
             lists = table["items"].combine_chunks()
             kept = (
@@ -638,18 +643,18 @@ def _empty_encoder(folder: Path) -> SequenceEncoder:
         description = json.loads(file.read_text(encoding="utf-8"))
         name, config = description["class"], description["config"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise InvalidValue(
             f"{file} is missing or damaged ({error}); save or copy the recommender again."
         ) from error
     if name not in _BUILT_BY_NAME:
-        raise ValueError(
+        raise InvalidValue(
             f"{file} describes a {name!r}; only {', '.join(_BUILT_BY_NAME)} are built by name: make yours and call "
             f"Recommender.load(folder, encoder={name}(...))."
         )
     try:
         return _BUILT_BY_NAME[name](**config)
     except (TypeError, ValueError) as error:
-        raise ValueError(
+        raise InvalidValue(
             f"{file} has arguments that do not build a {name} ({error}); it is of another version: use that, or pass "
             "encoder=..."
         ) from error
@@ -697,10 +702,10 @@ def _item_table(
 ) -> pa.Table:
     clash = [name for name in columns or {} if name in (*_OWN_COLUMNS, "id")]
     if clash:
-        raise ValueError(f"{call}: columns has {clash[0]!r}, which the recommender has itself; rename it.")
+        raise InvalidValue(f"{call}: columns has {clash[0]!r}, which the recommender has itself; rename it.")
     for name, values in (columns or {}).items():
         if len(values) != len(items):
-            raise ValueError(
+            raise InvalidValue(
                 f"{call}: column {name!r} has {len(values)} values for {len(items)} items; give one each."
             )
     own = {
@@ -757,12 +762,12 @@ def recommend_items(
             both of history and user are given, or there is no such user.
     """
     if (history is None) == (user is None):
-        raise ValueError("recommend: give either history, the ids of items, or user.")
+        raise InvalidValue("recommend: give either history, the ids of items, or user.")
     recommender = Recommender.load(model)
     if user is not None:
         users = {str(known): known for known in recommender.users}
         if user not in users:
-            raise ValueError(
+            raise InvalidValue(
                 f"recommend: there is no user {user!r} among the {len(users)} whose histories were kept."
             )
         items: list[Id] = recommender.history(users[user])

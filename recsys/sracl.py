@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contrastive.errors import InvalidValue
 from contrastive.similarity import gather, global_mean, logsumexp_cross
 from recsys import augment
 from recsys.batches import PrefixTable
@@ -127,10 +128,10 @@ class SRACL(Head):
             ("retrieval", retrieval, ("other_users", "official_leaky")),
         ):
             if value not in known:
-                raise ValueError(f"SRACL: {option} is {value!r}; choose one of {', '.join(known)}.")
+                raise InvalidValue(f"SRACL: {option} is {value!r}; choose one of {', '.join(known)}.")
         self.user_weight, self.item_weight = user_weight, item_weight
         if not 0 < recency <= 1:
-            raise ValueError(f"SRACL: recency is {recency}; give a number in (0, 1].")
+            raise InvalidValue(f"SRACL: recency is {recency}; give a number in (0, 1].")
         self.neighbours, self.recency = check_count("SRACL", "neighbours", neighbours), recency
         self.semantics, self.text_model, self.retrieval = semantics, text_model, retrieval
         self.symmetric, self.attention_dropout = symmetric, attention_dropout
@@ -152,7 +153,7 @@ class SRACL(Head):
 
         data, leaky = split.data, self.retrieval == "official_leaky"
         if self.semantics != "interactions" and getattr(data, self.semantics) is None:
-            raise ValueError(
+            raise InvalidValue(
                 f"SRACL: semantics is {self.semantics!r}, but the data has no {self.semantics} of its items; give the "
                 "data a file of them, or choose 'interactions', which needs none."
             )

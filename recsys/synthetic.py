@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from contrastive.errors import InvalidValue
 from recsys.files import item_text
 
 Array = NDArray[Any]
@@ -76,7 +77,7 @@ def synthetic_histories(
         ValueError: an argument is out of range.
     """
     if users < 1 or clusters < 2 or items < 4 * clusters or mean_length < _SHORTEST or not 0 <= follow <= 1:
-        raise ValueError(
+        raise InvalidValue(
             f"SequenceData.generate(users={users}, items={items}, clusters={clusters}, mean_length={mean_length}, "
             f"follow={follow}): give at least 1 user, 2 clusters, 4 items a cluster, a mean length of {_SHORTEST}, "
             "and follow in [0, 1]."

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 
+from contrastive.errors import InvalidValue, NotFinite
 from recsys.batches import Batch, Held, HeldOutBatches, PrefixTable, TrainingBatches, training_prefixes
 from recsys.data import SequenceData, Sequences, Split
 from recsys.encoders import SequenceEncoder
@@ -131,7 +132,7 @@ class SequentialRecommender(LightningModule):
         heads = heads or []
         learned = [head for head in heads if isinstance(head, MCLRec)]
         if len(learned) > 1:
-            raise ValueError(f"heads of SequentialRecommender has {len(learned)} MCLRec; give at most one.")
+            raise InvalidValue(f"heads of SequentialRecommender has {len(learned)} MCLRec; give at most one.")
         self.encoder, self.loss, self.heads = encoder, loss or FullSoftmax(), nn.ModuleList(heads)
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.augmenter_learning_rate = augmenter_learning_rate or learning_rate
@@ -151,12 +152,12 @@ class SequentialRecommender(LightningModule):
         """Make the item table, and let the heads see the data."""
         data: RecommenderData = self.trainer.datamodule  # type: ignore[attr-defined]
         if data.max_length > self.encoder.max_length:
-            raise ValueError(
+            raise InvalidValue(
                 f"data.max_length is {data.max_length}, but the encoder reads {self.encoder.max_length} items; lower "
                 "the one or raise the other."
             )
         if data.shared and not getattr(self.encoder, "shares_prefixes", True):
-            raise ValueError(
+            raise InvalidValue(
                 "the encoder counts positions from the end, so prefixes of a history do not share their states: set "
                 "data.shared=false, or positions='start'."
             )
@@ -247,7 +248,7 @@ class SequentialRecommender(LightningModule):
 
     def _step(self, optimizer: Any, loss: Tensor) -> None:
         if not bool(torch.isfinite(loss.detach())):
-            raise FloatingPointError(
+            raise NotFinite(
                 f"the loss of step {self.global_step} is {float(loss.detach())}; the step was not taken. Lower the "
                 "learning rate, or look at the embeddings and attributes that heads were given."
             )

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from contrastive import __version__
+from contrastive.errors import InputError
 
 TRAINER_COMMANDS = {
     "fit": "train a model, evaluate its encoder and write a report",
@@ -79,20 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ncontrastive: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as mistake:
-        if not _is_ours(mistake):
-            raise  # a fault in someone's code: the traceback is what they need
+    except (
+        InputError
+    ) as mistake:  # anything else is a fault in someone's code: the traceback is what they need
         print(f"contrastive: error: {mistake}", file=sys.stderr)
         return 1
-
-
-def _is_ours(mistake: BaseException) -> bool:
-    """Tell whether we raised an exception ourselves, and so chose its words for the user."""
-    trace = mistake.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
-    return name.startswith(("contrastive.", "recsys."))
 
 
 def _overview() -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from contrastive.cli.errors import options_of
+from contrastive.errors import FileMissing, InvalidValue
 
 
 def read_model(path: Path) -> dict[str, Any]:
@@ -25,14 +26,12 @@ def read_model(path: Path) -> dict[str, Any]:
         ValueError: If it is no checkpoint.
     """
     if not path.is_file():
-        raise FileNotFoundError(
-            f"--ckpt_path={path}: there is no such file; give a checkpoint, or last, or best."
-        )
+        raise FileMissing(f"--ckpt_path={path}: there is no such file; give a checkpoint, or last, or best.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         arguments = dict(content.get("hyper_parameters", {}))
     except Exception as problem:  # torch raises half a dozen kinds for a damaged file
-        raise ValueError(f"--ckpt_path={path} cannot be read as a checkpoint: {problem}") from problem
+        raise InvalidValue(f"--ckpt_path={path} cannot be read as a checkpoint: {problem}") from problem
     arguments.pop("_instantiator", None)
     class_path = arguments.pop("_class_path", None)
     if not arguments and class_path is None:

@@ -27,6 +27,7 @@ from contrastive.cli.errors import ShortErrors
 from contrastive.cli.progress import RunProgress
 from contrastive.cli.request import given, kept, run_name
 from contrastive.cli.run_folder import SaveRun, new_run_folder, newest_checkpoint
+from contrastive.errors import InvalidValue
 from contrastive.evaluation import evaluate_run
 from contrastive.evaluation.report import write_report
 from contrastive.training import ExportEncoder, SaveOnStop
@@ -263,7 +264,7 @@ class TrainerCLI(LightningCLI):
             explained = explain_mismatch(str(problem), self._get(self.config, "ckpt_path"), self.changed)
             if explained is None:
                 raise
-            raise ValueError(explained) from None
+            raise InvalidValue(explained) from None
 
 
 def run_trainer(words: Sequence[str]) -> int:

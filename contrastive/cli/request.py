@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from contrastive.cli.errors import short
+from contrastive.errors import InvalidValue
 
 
 def typed(words: Sequence[str], *options: str) -> list[str]:
@@ -35,7 +36,7 @@ def files(words: Sequence[str]) -> list[dict[str, Any]]:
         try:
             content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except yaml.YAMLError as problem:
-            raise ValueError(f"{path} is no valid YAML: {' '.join(str(problem).split())}") from problem
+            raise InvalidValue(f"{path} is no valid YAML: {' '.join(str(problem).split())}") from problem
         if isinstance(content, dict):
             contents.append(content)
     return contents

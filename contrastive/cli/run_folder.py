@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 
+from contrastive.errors import FileMissing, InvalidValue
 from contrastive.evaluation.results import installed_versions
 
 RUNS = Path("runs")
@@ -29,7 +30,7 @@ def new_run_folder(name: str, run_dir: str | None) -> Path:
     if run_dir is not None:
         folder = Path(run_dir)
         if first and (folder / "run.json").exists():
-            raise ValueError(
+            raise InvalidValue(
                 f"--run_dir={run_dir} holds a run already, which would be overwritten: name another folder, or leave "
                 "the option out to get the next free one (a run that goes on with --ckpt_path has its own folder too)."
             )
@@ -56,7 +57,7 @@ def newest_checkpoint(name: str, kind: str) -> Path:
         path = RUNS / name / str(number) / "checkpoints" / f"{kind}.ckpt"
         if path.is_file():
             return path
-    raise FileNotFoundError(
+    raise FileMissing(
         f"--ckpt_path={kind}: no run in {RUNS / name} has checkpoints/{kind}.ckpt; give --name of the run that you "
         "mean, or the path of a checkpoint."
     )

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from contrastive.data.images import ImageStream, Source, Split
 from contrastive.data.module import DataModule, Inputs, Known, add_to_digest
 from contrastive.data.sources import open_source, stratified_split
+from contrastive.errors import InvalidValue
 
 
 def blend(backgrounds: Tensor, overlays: Tensor | None = None, weight: float = 0.5) -> Tensor:
@@ -40,7 +41,7 @@ def blend(backgrounds: Tensor, overlays: Tensor | None = None, weight: float = 0
     overlays = overlays[:, None] if overlays.ndim == 3 else overlays
     height, width = (b - o for b, o in zip(backgrounds.shape[2:], overlays.shape[2:], strict=True))
     if len(overlays) != len(backgrounds) or min(height, width) < 0:
-        raise ValueError(
+        raise InvalidValue(
             f"blend: overlays have shape {tuple(overlays.shape)} and backgrounds {tuple(backgrounds.shape)}; give one "
             "overlay for each background, not larger than it."
         )
@@ -110,16 +111,16 @@ class BlendedData(DataModule):
             labels_per_class=None,
         )
         if not 1 <= overlay_size <= size:
-            raise ValueError(
+            raise InvalidValue(
                 f"BlendedData(size={size}, overlay_size={overlay_size}): set an overlay of at least one pixel that is "
                 "not larger than the images."
             )
         if not 0 < background_weight < 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"BlendedData(background_weight={background_weight}): set a share above 0 and below 1."
             )
         if limit < 0:
-            raise ValueError(f"BlendedData(limit={limit}): set a number of images, or 0 for all.")
+            raise InvalidValue(f"BlendedData(limit={limit}): set a number of images, or 0 for all.")
         self.background, self.overlay, self.root = background, overlay, root
         self.size, self.overlay_size, self.background_weight = size, overlay_size, background_weight
         self.limit, self.download = limit, download
@@ -144,7 +145,7 @@ class BlendedData(DataModule):
         )
         for argument, source in (("background", backgrounds), ("overlay", overlays)):
             if source.test is None or source.train.labels is None:
-                raise ValueError(
+                raise InvalidValue(
                     f"BlendedData({argument}={getattr(self, argument)!r}): the source has "
                     f"{'no test set' if source.test is None else 'no labels'}; choose a labelled source with a "
                     "training and a test set."

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from contrastive.data.images import Source, Split, as_image
+from contrastive.errors import FileMissing, InvalidValue
 
 
 class DatasetImages:
@@ -61,7 +62,7 @@ def dataset_split(dataset: Dataset[Any]) -> Split:
     """
     images = DatasetImages(dataset)
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        raise ValueError(
+        raise InvalidValue(
             f"ImageData needs a data set with a length and items by number; {images.name} is not one. Write its "
             "images to files or Parquet, or give it __len__ and __getitem__."
         )
@@ -78,7 +79,7 @@ def dataset_split(dataset: Dataset[Any]) -> Split:
         try:
             values.append(index(label))
         except TypeError as error:
-            raise ValueError(
+            raise InvalidValue(
                 f"ImageData finds the label {label!r} at {images.where(i)}; labels must be integers. Return "
                 "(image, integer), or the image alone."
             ) from error
@@ -118,7 +119,7 @@ def torchvision_source(name: str, root: str, download: bool) -> Source:
         try:
             return dataset_split(build(**options, **which))
         except (RuntimeError, OSError) as error:
-            raise FileNotFoundError(
+            raise FileMissing(
                 f"ImageData(source={name!r}, root={root!r}) finds no complete copy of {name} in "
                 f"{Path(root).resolve()}: {error} Set download=True once, or root to the folder that holds it."
             ) from error

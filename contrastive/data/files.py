@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from contrastive.data.images import Source, Split, decode
+from contrastive.errors import FileMissing, InvalidValue
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -66,18 +67,18 @@ def _folder_split(root: Path) -> Split:
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     classes = {folder.name: _image_paths(folder.rglob("*")) for folder in folders}
     if not unlabelled and not any(classes.values()):
-        raise FileNotFoundError(
+        raise FileMissing(
             f"ImageData finds no images in {root}. It reads files ending in {', '.join(SUFFIXES)}, directly in "
             "the folder or in one folder a class."
         )
     for name, paths in classes.items():
         if unlabelled:
-            raise ValueError(
+            raise InvalidValue(
                 f"ImageData finds images ({unlabelled[0].name}) and folders ({name}) side by side in {root}. Put "
                 "every image into the folder of its class, or all into one folder, without labels."
             )
         if not paths:
-            raise ValueError(
+            raise InvalidValue(
                 f"ImageData finds no images in the class folder {root / name}. It reads files ending in "
                 f"{', '.join(SUFFIXES)}. Remove the folder if there is no such class."
             )
@@ -112,18 +113,18 @@ def list_split(file: Path) -> Split:
     if lines and lines[0][1][0].lower() in ("path", "file", "filename", "image"):
         lines = lines[1:]
     if not lines:
-        raise ValueError(
+        raise InvalidValue(
             f"ImageData finds no image in the list {file}. It needs path[{delimiter}label] a line."
         )
     width = len(lines[0][1])
     for number, row in lines:
         if len(row) != width or width > 2 or not all(row):
-            raise ValueError(
+            raise InvalidValue(
                 f"ImageData cannot use line {number} of {file}: {delimiter.join(row)!r}. Every line must be a path, "
                 f"or every line a path and a label ({delimiter!r} between them)."
             )
         if not (file.parent / row[0]).is_file():
-            raise FileNotFoundError(
+            raise FileMissing(
                 f"ImageData does not find {file.parent / row[0]}, which line {number} of {file} names. Paths are "
                 "relative to the folder of the list."
             )

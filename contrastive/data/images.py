@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
 from contrastive.data.loader import in_workers, reader
+from contrastive.errors import InvalidValue
 
 MANY = 5000
 """Images for which reading by several processes is worth starting them."""
@@ -104,7 +105,7 @@ def decode(content: bytes, channels: int) -> Tensor:
         with Image.open(BytesIO(content)) as picture:
             return as_image(ImageOps.exif_transpose(picture), channels)
     except (OSError, SyntaxError) as error:  # what Pillow's decoders raise
-        raise ValueError(f"its {len(content)} bytes are no complete image ({error})") from error
+        raise InvalidValue(f"its {len(content)} bytes are no complete image ({error})") from error
 
 
 def as_image(value: Any, channels: int) -> Tensor:
@@ -127,7 +128,9 @@ def as_image(value: Any, channels: int) -> Tensor:
         if value.mode.startswith("I;16"):
             value = Image.fromarray((np.array(value) >> 8).astype(np.uint8))
         if value.mode in ("I", "F"):
-            raise ValueError(f"PIL mode {value.mode!r} has no fixed range; convert the image to 'L' or 'RGB'")
+            raise InvalidValue(
+                f"PIL mode {value.mode!r} has no fixed range; convert the image to 'L' or 'RGB'"
+            )
         value = np.array(value.convert("RGB" if channels == 3 else "L"))
     if isinstance(value, np.ndarray):
         tensor = torch.from_numpy(value.copy())
@@ -135,14 +138,14 @@ def as_image(value: Any, channels: int) -> Tensor:
     elif isinstance(value, Tensor):
         tensor = value
     else:
-        raise ValueError(f"a {type(value).__name__} is no image; use a PIL image, an array or a tensor")
+        raise InvalidValue(f"a {type(value).__name__} is no image; use a PIL image, an array or a tensor")
     if tensor.ndim == 2:
         tensor = tensor[None]
     if tensor.is_floating_point() and tensor.min() >= 0 and tensor.max() <= 1:
         tensor = (tensor * 255).round().to(torch.uint8)
     if tensor.dtype != torch.uint8 or tensor.ndim != 3 or not 1 <= tensor.shape[0] <= 4:
         shape = tuple(np.shape(value))
-        raise ValueError(
+        raise InvalidValue(
             f"a {type(value).__name__} of shape {shape} and type {value.dtype} is no image; use uint8, or floats from "
             "0 to 1, of shape (H, W) or with 1 to 4 channels, last in an array and first in a tensor"
         )
@@ -205,7 +208,7 @@ class ImageStream(Dataset[Tensor]):
         try:
             image = self.images.read(i, self.channels)
         except Exception as error:
-            raise ValueError(
+            raise InvalidValue(
                 f"ImageData cannot read the image at {self.images.where(i)}: {error}. Repair or remove it; "
                 "contrastive.data.check_data(data) looks through all images and counts the bad ones."
             ) from error
@@ -215,7 +218,7 @@ class ImageStream(Dataset[Tensor]):
         batch = [self.read(row) for row in rows.tolist()]
         for row, image in zip(rows.tolist(), batch, strict=True):
             if image.shape != self.shape:
-                raise ValueError(
+                raise InvalidValue(
                     f"ImageData(size=None) needs images of one size: {self.images.where(0)} has (C, H, W) = "
                     f"{self.shape} and {self.images.where(row)} has {tuple(image.shape)}. Set size=..., to which "
                     "every image is then scaled and cut."

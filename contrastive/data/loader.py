@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from contrastive.errors import InvalidValue
+
 
 class Batch(NamedTuple):
     """Some samples of one split.
@@ -160,7 +162,7 @@ class Loader:
         """
         for name in ("seed", "num_samples"):
             if state["position"] and state[name] != getattr(self, name):
-                raise ValueError(
+                raise InvalidValue(
                     f"Cannot resume in the middle of epoch {state['epoch']}: the checkpoint was written with "
                     f"{name}={state[name]} and the data have {name}={getattr(self, name)}, so the rest of the epoch is "
                     "not known. Use the same data and seed, or a checkpoint from the end of an epoch."
@@ -188,5 +190,5 @@ def in_workers(batches: Iterable[Tensor]) -> Iterator[Tensor]:
     """Pass batches on; an error from a worker process is raised without the traceback that it holds as text."""
     try:
         yield from batches
-    except ValueError as error:
-        raise ValueError(str(error).rpartition("ValueError: ")[2].strip()) from error
+    except InvalidValue as error:
+        raise InvalidValue(str(error).rpartition("InvalidValue: ")[2].strip()) from error

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from contrastive.data.images import ImageStream, JoinedImages, Source, Split
 from contrastive.data.loader import Loader
 from contrastive.data.sources import few_of_each, long_tail, open_source, stratified_split
+from contrastive.errors import InvalidValue
 
 MEMORY_BUDGET = 4 << 30
 """Bytes of decoded images up to which ``in_memory="auto"`` holds them all in memory."""
@@ -59,25 +60,25 @@ class DataModule(LightningDataModule):
         super().__init__()
         name = type(self).__name__
         if batch_size < 1:
-            raise ValueError(f"{name}(batch_size={batch_size}): set at least one sample a batch.")
+            raise InvalidValue(f"{name}(batch_size={batch_size}): set at least one sample a batch.")
         if not 0 <= validation_fraction < 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"{name}(validation_fraction={validation_fraction}): set a part of the training set, at least 0 (to "
                 "hold out nothing) and less than 1."
             )
         if num_workers is not None and num_workers < 0:
-            raise ValueError(f"{name}(num_workers={num_workers}): set 0 (to read in this process) or more.")
+            raise InvalidValue(f"{name}(num_workers={num_workers}): set 0 (to read in this process) or more.")
         if not 0 < imbalance <= 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"{name}(imbalance={imbalance}): set the size of the smallest class over that of the largest, above 0 "
                 "and at most 1 (to train on every sample)."
             )
         if imbalance_profile not in ("exponential", "linear"):
-            raise ValueError(
+            raise InvalidValue(
                 f"{name}(imbalance_profile={imbalance_profile!r}): set 'exponential' or 'linear'."
             )
         if labels_per_class is not None and labels_per_class < 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"{name}(labels_per_class={labels_per_class}): set the number of training samples of each class, at "
                 "least 1, or None for all."
             )
@@ -128,7 +129,7 @@ class DataModule(LightningDataModule):
                 if self.imbalance != 1
                 else f"labels_per_class={self.labels_per_class}"
             )
-            raise ValueError(
+            raise InvalidValue(
                 f"{type(self).__name__}({option}) thins out classes, but the data have no labels; choose a labelled "
                 "source, or leave the option at its default."
             )
@@ -177,7 +178,7 @@ class DataModule(LightningDataModule):
         """
         loader = self._loader("train", self.rows[0], shuffle=True, drop_last=True)
         if len(loader) == 0:
-            raise ValueError(
+            raise InvalidValue(
                 f"{type(self).__name__}(batch_size={self.batch_size}): the {self.num_samples} samples to train on "
                 f"(validation_fraction={self.validation_fraction}) do not make one full batch for every process. "
                 "Set a smaller batch_size."
@@ -212,7 +213,7 @@ class DataModule(LightningDataModule):
             return self._loader("train", None, sharded=sharded), self._loader("test", None, sharded=sharded)
         train, validation = self.parts
         if not len(validation):
-            raise ValueError(
+            raise InvalidValue(
                 f"{type(self).__name__}(validation_fraction={self.validation_fraction}) has nothing to evaluate on: "
                 "the data have no test set, and nothing is held out. Give a test set, or set validation_fraction "
                 "to 0.1, say."
@@ -302,9 +303,9 @@ class ImageData(DataModule):
             batch_size, validation_fraction, seed, num_workers, imbalance, imbalance_profile, labels_per_class
         )
         if channels not in (1, 3):
-            raise ValueError(f"ImageData(channels={channels}): set 1 (grey) or 3 (RGB).")
+            raise InvalidValue(f"ImageData(channels={channels}): set 1 (grey) or 3 (RGB).")
         if size is not None and min((size, size) if isinstance(size, int) else size) < 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"ImageData(size={size}): set at least one pixel, or None to keep the images' own."
             )
         self.source = source

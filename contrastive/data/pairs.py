@@ -14,6 +14,7 @@ from contrastive.data.images import ImageStream, Split
 from contrastive.data.loader import Loader
 from contrastive.data.module import DataModule, Inputs, Known, add_to_digest
 from contrastive.data.sources import open_source
+from contrastive.errors import FileMissing, InvalidValue
 
 
 def projections(images: Tensor) -> Tensor:
@@ -98,7 +99,7 @@ class PairData(DataModule):
             labels_per_class=None,
         )
         if channels not in (1, 3):
-            raise ValueError(f"PairData(channels={channels}): set 1 (grey) or 3 (RGB).")
+            raise InvalidValue(f"PairData(channels={channels}): set 1 (grey) or 3 (RGB).")
         self.first, self.second, self.labels = first, second, labels
         self.test_first, self.test_second, self.test_labels = test_first, test_second, test_labels
         self.root, self.size, self.channels = root, size, channels
@@ -139,7 +140,7 @@ class PairData(DataModule):
         a, found = self._modality(f"{prefix}first", first, of_test)
         if isinstance(second, str) and second == "projections":
             if a.ndim != 4:
-                raise ValueError(
+                raise InvalidValue(
                     f"PairData({prefix}second='projections') is computed from images, and {prefix}first has the shape "
                     f"{tuple(a.shape)}; give the second modality as a tensor, a file or a source of images."
                 )
@@ -147,14 +148,14 @@ class PairData(DataModule):
         else:
             b = self._modality(f"{prefix}second", second, of_test)[0]
         if len(a) != len(b) or not len(a):
-            raise ValueError(
+            raise InvalidValue(
                 f"PairData: {prefix}first has {len(a)} rows and {prefix}second {len(b)}; give two aligned sources, row "
                 "i of both from pair i."
             )
         if labels is not None:
             found = self._tensor(f"{prefix}labels", labels).long()
         if found is not None and found.shape != (len(a),):
-            raise ValueError(
+            raise InvalidValue(
                 f"PairData({prefix}labels=...) has the shape {tuple(found.shape)}; give an integer from 0 up for each "
                 f"of the {len(a)} pairs."
             )
@@ -176,7 +177,7 @@ class PairData(DataModule):
             return torch.as_tensor(source)
         path = Path(self.root or ".") / source
         if not path.is_file():
-            raise FileNotFoundError(f"PairData({argument}={source!r}): there is no file {path.resolve()}.")
+            raise FileMissing(f"PairData({argument}={source!r}): there is no file {path.resolve()}.")
         if path.suffix == ".npy":
             return torch.from_numpy(np.load(path, allow_pickle=False))
         return torch.as_tensor(torch.load(path, weights_only=True))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from contrastive.data.images import Images, JoinedImages, Source, Split, decode
+from contrastive.errors import FileMissing, InvalidValue
 
 
 class ParquetImages:
@@ -37,7 +38,7 @@ class ParquetImages:
         """Decode row ``i``."""
         content = self._content(i)
         if content is None:
-            raise ValueError("the row holds no bytes")
+            raise InvalidValue("the row holds no bytes")
         return decode(content, channels)
 
     def where(self, i: int) -> str:
@@ -60,7 +61,7 @@ def parquet_folder(root: Path) -> Source:
     files = sorted(root.rglob("*.parquet"))
     train, val, test = ([f for f in files if f.name.startswith(name)] for name in ("train", "val", "test"))
     if not train:
-        raise FileNotFoundError(
+        raise FileMissing(
             f"ImageData finds {len(files)} Parquet files in {root} ({files[0].name} and so on), and none whose name "
             "begins with 'train'. Rename them, or name one of them as the source."
         )
@@ -83,7 +84,7 @@ def parquet_split(files: Sequence[Path]) -> Split:
     parts = [_read_file(file) for file in files]
     labels = [part.labels for part in parts if part.labels is not None]
     if len(labels) not in (0, len(parts)) or any(part.class_names != parts[0].class_names for part in parts):
-        raise ValueError(
+        raise InvalidValue(
             f"ImageData finds different labels or class names in {', '.join(map(str, files))}, which make up one split."
         )
     images: Images = JoinedImages([part.images for part in parts])
@@ -98,11 +99,11 @@ def _read_file(file: Path) -> Split:
     try:
         schema = pq.read_schema(file)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"ImageData cannot read {file} as Parquet: {error}") from error
+        raise InvalidValue(f"ImageData cannot read {file} as Parquet: {error}") from error
     image = next((name for name in ("image", "img") if name in schema.names), None)
     label = next((name for name in ("label", "labels", "fine_label") if name in schema.names), None)
     if image is None:
-        raise ValueError(
+        raise InvalidValue(
             f"ImageData finds no column 'image' (or 'img') in {file}; it has {', '.join(schema.names)}. Rename the "
             "column that holds the encoded images."
         )
@@ -111,7 +112,7 @@ def _read_file(file: Path) -> Split:
     if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
         column = pc.struct_field(column, "bytes")
     if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
-        raise ValueError(
+        raise InvalidValue(
             f"ImageData finds the type {column.type} in the column {image!r} of {file}. It needs encoded images: "
             "binary, or struct<bytes: binary, path: string>."
         )
@@ -120,7 +121,7 @@ def _read_file(file: Path) -> Split:
         return Split(images, None, [])
     labels = table.column(label)
     if not pa.types.is_integer(labels.type) or labels.null_count:
-        raise ValueError(
+        raise InvalidValue(
             f"ImageData finds the type {labels.type} and {labels.null_count} missing values in the column {label!r} "
             f"of {file}. It needs an integer in every row; leave the column out if the images are unlabelled."
         )

@@ -14,6 +14,7 @@ from contrastive.data.files import image_folder, list_split
 from contrastive.data.images import Source, Split
 from contrastive.data.parquet import parquet_folder, parquet_split
 from contrastive.data.textures import textures
+from contrastive.errors import InvalidValue
 
 LISTS = (".csv", ".tsv", ".txt")
 
@@ -166,7 +167,7 @@ def few_of_each(labels: Tensor, num_classes: int, count: int, seed: int) -> Tens
     """
     order, rank, sizes = _ranks(labels, num_classes, seed)
     if int(sizes.min()) < count:
-        raise ValueError(
+        raise InvalidValue(
             f"labels_per_class={count}, but class {int(sizes.argmin())} has only {int(sizes.min())} samples to train "
             "on; ask for that many at most."
         )
@@ -184,7 +185,7 @@ def _ranks(labels: Tensor, num_classes: int, seed: int) -> tuple[Tensor, Tensor,
 def _check_labels(split: Split) -> None:
     """Refuse an empty split, and labels that are negative or beyond the named classes."""
     if len(split.images) == 0:
-        raise ValueError("ImageData: the source holds no images; it needs at least one.")
+        raise InvalidValue("ImageData: the source holds no images; it needs at least one.")
     if split.labels is None:
         return
     bad = split.labels < 0
@@ -193,7 +194,7 @@ def _check_labels(split: Split) -> None:
     if bad.any():
         row = int(bad.nonzero()[0])
         accepted = f"from 0 to {len(split.class_names) - 1}" if split.class_names else "from 0 up"
-        raise ValueError(
+        raise InvalidValue(
             f"ImageData: {split.images.where(row)} has the label {int(split.labels[row])}, and {int(bad.sum())} of "
             f"{len(bad)} labels are not in the accepted range, {accepted}. Correct them; images without a label "
             "belong into a source without labels."
@@ -217,7 +218,7 @@ def _align(split: Split, train: Split, what: str) -> Split:
     used = split.class_names if named else sorted(set(split.labels.tolist()))
     unknown = [name for name in used if name not in known]
     if unknown:
-        raise ValueError(
+        raise InvalidValue(
             f"ImageData: {len(unknown)} classes of the {what} split, {unknown[0]!r} for one, are not among the "
             f"{len(known)} of the training split. Give splits of different classes to one ImageData each, as a "
             "source of its own."

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from contrastive.data.module import DataModule, Inputs, Known, add_to_digest
+from contrastive.errors import InvalidValue
 
 
 class TensorData(DataModule):
@@ -51,12 +52,12 @@ class TensorData(DataModule):
         self.train_inputs = torch.as_tensor(train_inputs)
         self.test_inputs = None if test_inputs is None else torch.as_tensor(test_inputs)
         if self.train_inputs.ndim < 2 or not len(self.train_inputs):
-            raise ValueError(
+            raise InvalidValue(
                 f"TensorData(train_inputs=...) has the shape {tuple(self.train_inputs.shape)}; give (N, ...), one row "
                 "a sample."
             )
         if self.test_inputs is not None and self.test_inputs.shape[1:] != self.train_inputs.shape[1:]:
-            raise ValueError(
+            raise InvalidValue(
                 f"TensorData(test_inputs=...) has the shape {tuple(self.test_inputs.shape)} and train_inputs "
                 f"{tuple(self.train_inputs.shape)}; make them agree in all but the first dimension."
             )
@@ -65,7 +66,7 @@ class TensorData(DataModule):
         highest = max((int(labels.max()) for labels in (train, test) if labels is not None), default=-1)
         names = [str(number) for number in range(highest + 1)] if class_names is None else class_names
         if highest >= len(names):
-            raise ValueError(
+            raise InvalidValue(
                 f"TensorData(class_names=...) has {len(names)} names, and the highest label is {highest}; give "
                 f"{highest + 1} names or more."
             )
@@ -93,7 +94,7 @@ def _labels(split: str, inputs: Tensor | None, labels: Any) -> Tensor | None:
     values = torch.as_tensor(labels)
     number = 0 if inputs is None else len(inputs)
     if values.shape != (number,) or values.is_floating_point() or values.is_complex() or values.min() < 0:
-        raise ValueError(
+        raise InvalidValue(
             f"TensorData({split}_labels=...) has the shape {tuple(values.shape)} and the type {values.dtype}; give an "
             f"integer from 0 up for each of the {number} samples in {split}_inputs."
         )

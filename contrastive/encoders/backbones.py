@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from contrastive.encoders.normalise import Normalise, channel_statistics
+from contrastive.errors import InvalidValue
 
 Stem = Literal["auto", "small", "standard"]
 
@@ -77,7 +78,7 @@ class TimmEncoder(_Backbone):
         from timm.models.resnet import ResNet
 
         if not timm.is_model(name):
-            raise ValueError(_unknown_model("TimmEncoder", name, timm.list_models()))
+            raise InvalidValue(_unknown_model("TimmEncoder", name, timm.list_models()))
         options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0, "in_chans": in_channels}
         network: Any = timm.create_model(name, **options)
         grid = getattr(getattr(network, "patch_embed", None), "img_size", None)
@@ -138,18 +139,18 @@ class TorchvisionEncoder(_Backbone):
 
         models = collection.list_models(module=collection)
         if name not in models:
-            raise ValueError(_unknown_model("TorchvisionEncoder", name, models))
+            raise InvalidValue(_unknown_model("TorchvisionEncoder", name, models))
         mean, std = channel_statistics(3, mean, std)
         known = [entry.name for entry in collection.get_model_weights(name)]
         if weights not in (None, "DEFAULT", *known):
-            raise ValueError(
+            raise InvalidValue(
                 f"weights of TorchvisionEncoder is {weights!r}; for {name} torchvision has "
                 f"{', '.join(['DEFAULT', *known])}: name one of these or None."
             )
         network: Any = collection.get_model(name, weights=weights)
         linear = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
         if not linear or hasattr(network, "aux_logits"):
-            raise ValueError(
+            raise InvalidValue(
                 f"name of TorchvisionEncoder is {name!r}, whose output does not come from one linear layer; "
                 "choose another model, or use TimmEncoder."
             )
@@ -175,9 +176,9 @@ def _choose_stem(
     owner: str, name: str, stem: Stem, image_size: int, pretrained: bool, is_resnet: bool
 ) -> Stem:
     if stem not in ("auto", "small", "standard"):
-        raise ValueError(f"stem of {owner} is {stem!r}; give 'auto', 'small' or 'standard'.")
+        raise InvalidValue(f"stem of {owner} is {stem!r}; give 'auto', 'small' or 'standard'.")
     if stem == "small" and not is_resnet:
-        raise ValueError(
+        raise InvalidValue(
             f"stem of {owner} is 'small', which only ResNets have, not {name!r}: use 'standard' or a ResNet."
         )
     if stem == "auto":

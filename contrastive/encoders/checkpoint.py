@@ -16,6 +16,7 @@ from contrastive.encoders.backbones import TimmEncoder, TorchvisionEncoder
 from contrastive.encoders.conv import ConvEncoder
 from contrastive.encoders.mlp import MLPEncoder
 from contrastive.encoders.momentum import MomentumEncoder
+from contrastive.errors import FileMissing, InvalidType, InvalidValue
 
 WEIGHTS_FILE, DESCRIPTION_FILE = "encoder.safetensors", "encoder.json"
 
@@ -47,7 +48,7 @@ def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
         encoder = encoder.module
     dim = getattr(encoder, "dim", None)
     if not isinstance(dim, int):
-        raise TypeError(
+        raise InvalidType(
             f"encoder of save_encoder is a {type(encoder).__name__} whose dim is {dim!r}; "
             "an integer is needed: set self.dim to the width of its features."
         )
@@ -62,7 +63,7 @@ def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
     try:
         text = json.dumps(description, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise TypeError(
+        raise InvalidType(
             f"encoder.config of save_encoder cannot be written as JSON ({error}); "
             "keep only numbers, strings, booleans, lists and dictionaries in it."
         ) from error
@@ -99,11 +100,11 @@ def load_encoder(path: str | os.PathLike[str], encoder: nn.Module | None = None)
     try:
         weights = load_file(folder / WEIGHTS_FILE)
     except SafetensorError as error:
-        raise ValueError(
+        raise InvalidValue(
             f"path of load_encoder holds a damaged {folder / WEIGHTS_FILE} ({error}); copy or save it again."
         ) from error
     if _fingerprint(weights) != description["fingerprint"]:
-        raise ValueError(
+        raise InvalidValue(
             f"path of load_encoder is {folder}, whose weights do not have the fingerprint recorded in its "
             f"{DESCRIPTION_FILE}: one of the two files was changed or replaced; save the encoder again."
         )
@@ -119,7 +120,7 @@ def _find(path: Path) -> Path:
         if (folder / DESCRIPTION_FILE).is_file() and (folder / WEIGHTS_FILE).is_file():
             return folder
     found = sorted(entry.name for entry in path.iterdir())[:8] if path.is_dir() else "no such folder"
-    raise FileNotFoundError(
+    raise FileMissing(
         f"path of load_encoder is {path} ({found}); a folder with {WEIGHTS_FILE} and {DESCRIPTION_FILE}, "
         "directly or in encoder/, is needed: give the folder of a finished run or of save_encoder."
     )
@@ -129,12 +130,12 @@ def _read_description(file: Path) -> dict[str, Any]:
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(
+        raise InvalidValue(
             f"path of load_encoder holds a damaged {file} ({error}); save the encoder again."
         ) from error
     needed = {"class", "config", "dim", "version", "fingerprint"}
     if not isinstance(description, dict) or not needed <= description.keys():
-        raise ValueError(
+        raise InvalidValue(
             f"path of load_encoder holds {file}, which lacks some of {sorted(needed)}: "
             "it was not written by save_encoder; give another folder."
         )
@@ -144,14 +145,14 @@ def _read_description(file: Path) -> dict[str, Any]:
 def _rebuild(description: dict[str, Any], folder: Path) -> nn.Module:
     name = description["class"]
     if name not in _REBUILDABLE:
-        raise ValueError(
+        raise InvalidValue(
             f"path of load_encoder is {folder}, which holds a {name!r}; only {', '.join(_REBUILDABLE)} are "
             f"built by name: make yours and call load_encoder(path, encoder={name}(...))."
         )
     try:
         return _REBUILDABLE[name](**description["config"])
     except (TypeError, ValueError) as error:
-        raise ValueError(
+        raise InvalidValue(
             f"path of load_encoder is {folder}, whose recorded arguments do not build a {name} ({error}); "
             f"it was saved by version {description['version']}, this is {__version__}: use that version, "
             "or pass encoder=..."
@@ -168,7 +169,7 @@ def _load_weights(encoder: nn.Module, weights: dict[str, Tensor], folder: Path) 
         if own[name].shape != weights[name].shape
     ]
     if problems:
-        raise ValueError(
+        raise InvalidValue(
             f"path of load_encoder is {folder}, whose weights do not fit the {type(encoder).__name__}: "
             f"{'; '.join(problems[:5])} ({len(problems)} in all); build it with the arguments "
             f"recorded in {DESCRIPTION_FILE}."

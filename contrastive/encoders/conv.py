@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contrastive.encoders.normalise import Normalise, channel_statistics
+from contrastive.errors import InvalidValue
 
 
 class ConvEncoder(nn.Module):
@@ -58,14 +59,14 @@ class ConvEncoder(nn.Module):
         super().__init__()
         mean, std = channel_statistics(in_channels, mean, std)
         if not widths or len(widths) != len(blocks) or min(widths) < 1 or min(blocks) < 0:
-            raise ValueError(
+            raise InvalidValue(
                 f"widths and blocks of ConvEncoder are {list(widths)} and {list(blocks)}; give one width of "
                 "1 or more and one number of blocks of 0 or more for each stage."
             )
         if grid < 1:
-            raise ValueError(f"grid of ConvEncoder is {grid}; give an integer of 1 or more.")
+            raise InvalidValue(f"grid of ConvEncoder is {grid}; give an integer of 1 or more.")
         if out_dim is not None and out_dim < 1:
-            raise ValueError(f"out_dim of ConvEncoder is {out_dim}; give an integer of 1 or more, or None.")
+            raise InvalidValue(f"out_dim of ConvEncoder is {out_dim}; give an integer of 1 or more, or None.")
         self.config: dict[str, Any] = {
             "in_channels": in_channels,
             "widths": list(widths),

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from contrastive.encoders.checkpoint import DESCRIPTION_FILE, WEIGHTS_FILE, load_encoder, save_encoder
 from contrastive.encoders.normalise import Normalise
+from contrastive.errors import ExtraMissing, InvalidValue
 
 Format = Literal["onnx", "torchscript", "safetensors"]
 Path_ = str | os.PathLike[str]
@@ -76,7 +77,7 @@ def export_encoder(
     _check_target(out, format)
     _check_packages(format)
     if not tolerance > 0:
-        raise ValueError(
+        raise InvalidValue(
             f"export_encoder(tolerance={tolerance}): a number above 0 is needed, since two runtimes round differently; "
             "leave it at 1e-4"
         )
@@ -131,17 +132,17 @@ def export_encoder(
 
 def _check_target(out: Path, format: str) -> None:
     if format not in PACKAGES:
-        raise ValueError(f"export_encoder(format={format!r}): give one of {', '.join(PACKAGES)}")
+        raise InvalidValue(f"export_encoder(format={format!r}): give one of {', '.join(PACKAGES)}")
     if format == "safetensors":
         if out.suffix == ".safetensors" or out.is_file():
-            raise ValueError(
+            raise InvalidValue(
                 f"export_encoder(out={str(out)!r}, format='safetensors'): a folder is written, with {WEIGHTS_FILE} and "
                 f"{DESCRIPTION_FILE} in it; give its name, as {str(out.with_suffix(''))!r}"
             )
         return
     suffixes = SUFFIXES[format]
     if out.suffix not in suffixes or out.is_dir():
-        raise ValueError(
+        raise InvalidValue(
             f"export_encoder(out={str(out)!r}, format={format!r}): a file ending in {' or '.join(suffixes)} is "
             f"written; give its name, as {str(out.with_suffix(suffixes[0]))!r}"
         )
@@ -152,7 +153,7 @@ def _check_packages(format: str) -> None:
 
     missing = [name for name in PACKAGES[format] if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(
+        raise ExtraMissing(
             f"export_encoder(format={format!r}) needs {', '.join(missing)}, which this environment lacks: "
             "pip install 'contrastive[export]'"
         )
@@ -161,14 +162,14 @@ def _check_packages(format: str) -> None:
 def _inputs(run: Path_, shape: Sequence[int] | None, dtype: str) -> Tensor:
     """Samples to trace and to compare with: as many as the largest batch, of the run's data or random."""
     if dtype not in ("auto", "uint8", "float32"):
-        raise ValueError(f"export_encoder(dtype={dtype!r}): give auto, uint8 or float32")
+        raise InvalidValue(f"export_encoder(dtype={dtype!r}): give auto, uint8 or float32")
     count = max(BATCH_SIZES)
     if shape is None:
         samples = _samples(run)
         inputs = samples.repeat(-(-count // len(samples)), *[1] * (samples.ndim - 1))[:count]
     else:
         if not shape or min(shape) < 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"export_encoder(input_shape={tuple(shape)}): the sizes of one sample are needed, each 1 or more, "
                 "without the batch: as (3, 32, 32)"
             )
@@ -179,7 +180,7 @@ def _inputs(run: Path_, shape: Sequence[int] | None, dtype: str) -> Tensor:
     if dtype == "float32":
         return inputs / 255 if inputs.dtype == torch.uint8 else inputs.float()
     if dtype == "uint8" and inputs.dtype != torch.uint8:
-        raise ValueError(
+        raise InvalidValue(
             f"export_encoder(dtype='uint8'): the run's data are {inputs.dtype}, whose scale bytes cannot hold; leave "
             "dtype at auto"
         )
@@ -197,7 +198,7 @@ def _samples(run: Path_) -> Tensor:
     path = Path(run) / "config.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     if not isinstance(config, dict) or "data" not in config:
-        raise ValueError(
+        raise InvalidValue(
             f"export_encoder(run={str(run)!r}): the folder has no config.yaml that names the data, so the shape of the "
             f"inputs is not known; {remedy}"
         )
@@ -206,7 +207,7 @@ def _samples(run: Path_) -> Tensor:
         data.setup("test")
         batch = next(iter(data.evaluation_loaders()[1]))
     except Exception as error:  # the data may have moved, be encrypted, be gone: anyone's code reads them
-        raise ValueError(
+        raise InvalidValue(
             f"export_encoder(run={str(run)!r}): the data that its config.yaml names cannot be read now "
             f"({type(error).__name__}: {error}); bring them back, or {remedy}"
         ) from error
@@ -269,7 +270,7 @@ def _features(model: Model, inputs: Tensor, name: str) -> Tensor:
             features = model(inputs)
     except Exception as error:  # runtimes have their own exceptions
         reason = str(error).strip().split("\n")[0][:300]
-        raise ValueError(
+        raise InvalidValue(
             f"export_encoder: {name} cannot encode a batch of shape {tuple(inputs.shape)} and type {inputs.dtype} "
             f"({type(error).__name__}: {reason}); give the input_shape and dtype that the encoder was trained with, or "
             "another format"
@@ -278,7 +279,7 @@ def _features(model: Model, inputs: Tensor, name: str) -> Tensor:
         given = (
             f"shape {tuple(features.shape)}" if features.ndim != 2 or len(features) != len(inputs) else "NaN"
         )
-        raise ValueError(
+        raise InvalidValue(
             f"export_encoder: {name} gives {given} for {len(inputs)} inputs; finite features (B, dim) are expected; "
             "pool or flatten the output to a vector a sample, and check the weights"
         )
@@ -287,14 +288,14 @@ def _features(model: Model, inputs: Tensor, name: str) -> Tensor:
 
 def _difference(found: Tensor, expected: Tensor, tolerance: float, format: str) -> float:
     if found.shape != expected.shape:
-        raise ValueError(
+        raise InvalidValue(
             f"export_encoder: the exported {format} model gives shape {tuple(found.shape)}, the encoder of the run "
             f"{tuple(expected.shape)}; nothing was written; try another format"
         )
     largest = float((found - expected).abs().max())
     accepted = tolerance * float(expected.abs().max())
     if largest > accepted:
-        raise ValueError(
+        raise InvalidValue(
             f"export_encoder: features of the exported {format} model differ from those of the run's encoder by up to "
             f"{largest:.3g} in a batch of {len(found)}; {accepted:.3g} is accepted; nothing was written; try another "
             "format, or set a larger tolerance if that is good enough for you"

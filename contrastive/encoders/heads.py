@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from contrastive.encoders.mlp import mlp
+from contrastive.errors import InvalidValue, NotReady
 
 
 class ProjectionHead(nn.Module):
@@ -28,7 +29,7 @@ class ProjectionHead(nn.Module):
         super().__init__()
         for name, value in {"hidden_dim": hidden_dim, "dim": dim, "layers": layers}.items():
             if value < 1:
-                raise ValueError(f"{name} of ProjectionHead is {value}; give an integer of 1 or more.")
+                raise InvalidValue(f"{name} of ProjectionHead is {value}; give an integer of 1 or more.")
         self.dim = dim
         self.in_dim: int | None = None
         self.layers = nn.Sequential()
@@ -45,7 +46,7 @@ class ProjectionHead(nn.Module):
         if in_dim == self.in_dim:
             return
         if self.in_dim is not None:
-            raise ValueError(
+            raise InvalidValue(
                 f"ProjectionHead.setup got in_dim={in_dim}, but the head was built for {self.in_dim}: "
                 "leave in_dim out of its constructor, or make a new head for the other encoder."
             )
@@ -59,7 +60,7 @@ class ProjectionHead(nn.Module):
             RuntimeError: If the input width was never given.
         """
         if self.in_dim is None:
-            raise RuntimeError(
+            raise NotReady(
                 "ProjectionHead was called before its input width was known: "
                 "give in_dim to the constructor or call setup(encoder.dim) first."
             )

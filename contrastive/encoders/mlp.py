@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from contrastive.encoders.normalise import Normalise
+from contrastive.errors import InvalidValue
 
 
 def mlp(widths: Sequence[int], final_bias: bool = True) -> nn.Sequential:
@@ -20,7 +21,7 @@ def mlp(widths: Sequence[int], final_bias: bool = True) -> nn.Sequential:
         ValueError: If fewer than two widths are given or one is below 1.
     """
     if len(widths) < 2 or min(widths) < 1:
-        raise ValueError(
+        raise InvalidValue(
             f"the layer widths of a multi-layer perceptron are {list(widths)}; "
             "give at least an input and an output width, each 1 or more."
         )
@@ -64,7 +65,7 @@ class MLPEncoder(nn.Module):
         super().__init__()
         for name, values in {"mean": mean, "std": std}.items():
             if len(values) not in (1, in_dim):
-                raise ValueError(
+                raise InvalidValue(
                     f"{name} of MLPEncoder has {len(values)} values; give 1 or in_dim={in_dim} of them."
                 )
         self.dim = dim

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from contrastive.errors import InvalidValue
+
 
 class MomentumEncoder(nn.Module):
     """Copy of a module whose parameters are an exponential moving average of the original's.
@@ -33,9 +35,9 @@ class MomentumEncoder(nn.Module):
     def __init__(self, module: nn.Module, momentum: float = 0.99, final: float = 1.0) -> None:
         super().__init__()
         if not 0.0 <= momentum <= 1.0:
-            raise ValueError(f"momentum of MomentumEncoder is {momentum}; it must lie in [0, 1].")
+            raise InvalidValue(f"momentum of MomentumEncoder is {momentum}; it must lie in [0, 1].")
         if not momentum <= final <= 1.0:
-            raise ValueError(f"final of MomentumEncoder is {final}; it must lie in [{momentum}, 1].")
+            raise InvalidValue(f"final of MomentumEncoder is {final}; it must lie in [{momentum}, 1].")
         self.momentum, self.final = momentum, final
         self.module = deepcopy(module).requires_grad_(False)
         self._original = (module,)  # in a tuple, lest nn.Module register it as a part of this module
@@ -59,12 +61,12 @@ class MomentumEncoder(nn.Module):
             ValueError: If ``progress`` lies outside [0, 1], or the original has gained or lost parameters.
         """
         if not 0.0 <= progress <= 1.0:
-            raise ValueError(f"progress of MomentumEncoder.update is {progress}; it must lie in [0, 1].")
+            raise InvalidValue(f"progress of MomentumEncoder.update is {progress}; it must lie in [0, 1].")
         original = self._original[0]
         own = dict(chain(self.module.named_parameters(), self.module.named_buffers()))
         theirs = dict(chain(original.named_parameters(), original.named_buffers()))
         if {name: value.shape for name, value in own.items()} != {n: v.shape for n, v in theirs.items()}:
-            raise ValueError(
+            raise InvalidValue(
                 "MomentumEncoder.update found other parameters in the original than in its copy: "
                 "build all layers of a module before you wrap it."
             )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from contrastive.encoders.backbones import TimmEncoder, TorchvisionEncoder
 from contrastive.encoders.checkpoint import weights_fingerprint
 from contrastive.encoders.text import TextEncoder
+from contrastive.errors import FileTrouble, InvalidValue
 
 KINDS = ("timm", "torchvision", "sentence-transformers")
 
@@ -38,17 +39,19 @@ class NamedEncoder(nn.Module):
         super().__init__()
         kind, _, model = name.partition("/")
         if kind not in KINDS or not model:
-            raise ValueError(
+            raise InvalidValue(
                 f"encoder is {name!r}; give {', '.join(f'{kind}/NAME' for kind in KINDS[:-1])} or "
                 f"{KINDS[-1]}/NAME_OR_FOLDER."
             )
         if image_size is not None and image_size < 1:
-            raise ValueError(f"image_size is {image_size}; give the side of the images in pixels, 1 or more.")
+            raise InvalidValue(
+                f"image_size is {image_size}; give the side of the images in pixels, 1 or more."
+            )
         self.name, self.takes_text, self.size = name, kind == KINDS[-1], 0
         self.encoder: nn.Module
         if self.takes_text:
             if not pretrained or image_size is not None:
-                raise ValueError(
+                raise InvalidValue(
                     f"encoder={name!r} takes texts and has weights of its own; leave pretrained and image_size out."
                 )
             self.encoder = TextEncoder(model)
@@ -130,7 +133,7 @@ def _fetched(name: str, build: Callable[[bool, int], nn.Module], pretrained: boo
         return build(True, side)
     except Exception as error:  # of several network libraries
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise OSError(
+        raise FileTrouble(
             f"the published weights of {name} cannot be fetched ({reason}); connect, or copy them into the cache of "
             f"{name.partition('/')[0]}, or take random weights with pretrained=False (--pretrained false)."
         ) from error

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from contrastive.errors import InvalidType, InvalidValue
+
 # Where nothing is known about the images: centred, with the spread of a typical photograph.
 IMAGE_MEAN, IMAGE_STD = 0.5, 0.25
 
@@ -30,12 +32,12 @@ class Normalise(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float], spatial: bool = True) -> None:
         super().__init__()
         if len(mean) != len(std) or not mean:
-            raise ValueError(
+            raise InvalidValue(
                 f"mean and std of an encoder have {len(mean)} and {len(std)} values; "
                 "both need one value for each input channel: give lists of that length."
             )
         if not all(value > 0 for value in std):
-            raise ValueError(f"std of an encoder is {list(std)}; every value must be above 0: correct it.")
+            raise InvalidValue(f"std of an encoder is {list(std)}; every value must be above 0: correct it.")
         shape = (1, len(mean), 1, 1) if spatial else (1, len(mean))
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(shape), persistent=False)
@@ -57,14 +59,14 @@ class Normalise(nn.Module):
         channels = self.mean.shape[1]
         if inputs.dim() != self.mean.dim() or inputs.shape[1] != channels:
             accepted = f"(B, {channels}, H, W)" if self.mean.dim() == 4 else f"(B, {channels})"
-            raise ValueError(
+            raise InvalidValue(
                 f"the input of an encoder has shape {tuple(inputs.shape)}; {accepted} is needed: "
                 "reshape it, or build the encoder for the channels of your data."
             )
         if inputs.dtype == torch.uint8:
             return (inputs.to(self.mean.dtype) / 255 - self.mean) / self.std
         if not inputs.is_floating_point():
-            raise TypeError(
+            raise InvalidType(
                 f"the input of an encoder is {inputs.dtype}; uint8 (0..255) or floating point is accepted: "
                 "convert it with .to(torch.uint8) or .float()."
             )
@@ -83,10 +85,10 @@ def channel_statistics(
         ValueError: If ``channels`` is below 1, or a given list does not have ``channels`` values.
     """
     if channels < 1:
-        raise ValueError(f"in_channels of an encoder is {channels}; give an integer of 1 or more.")
+        raise InvalidValue(f"in_channels of an encoder is {channels}; give an integer of 1 or more.")
     for name, values in {"mean": mean, "std": std}.items():
         if values is not None and len(values) != channels:
-            raise ValueError(
+            raise InvalidValue(
                 f"{name} of an encoder has {len(values)} values for in_channels={channels}; "
                 "give one value for each channel."
             )

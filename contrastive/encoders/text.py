@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from contrastive.errors import ExtraMissing, FileTrouble, InvalidType, InvalidValue
+
 
 class TextEncoder(nn.Module):
     """Any model of sentence-transformers: texts in, a vector each out. Needs the extra ``text``.
@@ -27,18 +29,18 @@ class TextEncoder(nn.Module):
     def __init__(self, name: str = "all-MiniLM-L6-v2", max_length: int | None = None) -> None:
         super().__init__()
         if max_length is not None and max_length < 1:
-            raise ValueError(f"max_length of TextEncoder is {max_length}; give 1 or more, or None.")
+            raise InvalidValue(f"max_length of TextEncoder is {max_length}; give 1 or more, or None.")
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
-            raise ImportError(
+            raise ExtraMissing(
                 "TextEncoder needs the extra 'text': pip install 'contrastive[text]'."
             ) from error
         try:
             self.network: Any = SentenceTransformer(name, device="cpu")
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise OSError(
+            raise FileTrouble(
                 f"name of TextEncoder is {name!r}, which cannot be loaded ({reason}); give the name of a model of "
                 "sentence-transformers, with a connection or a copy in the cache, or the folder of one."
             ) from error
@@ -56,7 +58,7 @@ class TextEncoder(nn.Module):
             TypeError: something else than texts was given.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise TypeError("the input of TextEncoder is a sequence of texts; give a list of str.")
+            raise InvalidType("the input of TextEncoder is a sequence of texts; give a list of str.")
         network, device = self.network, next(self.network.parameters()).device
         tokenize = (
             network.preprocess if hasattr(network, "preprocess") else network.tokenize

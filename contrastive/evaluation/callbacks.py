@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
+from contrastive.errors import InvalidValue
 from contrastive.evaluation.features import extract_features
 from contrastive.evaluation.knn import knn_classify
 
@@ -36,7 +37,7 @@ class OnlineLinearProbe(Callback):
 
     def __init__(self, learning_rate: float = 0.1, every_n_batches: int = 1) -> None:
         if learning_rate <= 0 or every_n_batches < 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"OnlineLinearProbe: learning_rate={learning_rate}, every_n_batches={every_n_batches}; both must "
                 "be positive"
             )
@@ -136,7 +137,7 @@ class OnlineKNN(Callback):
         self, every_n_epochs: int = 1, k: int = 20, temperature: float = 0.1, max_samples: int = 10_000
     ) -> None:
         if min(every_n_epochs, k, max_samples) < 1 or temperature <= 0:
-            raise ValueError(
+            raise InvalidValue(
                 f"OnlineKNN: every_n_epochs={every_n_epochs}, k={k}, temperature={temperature}, "
                 f"max_samples={max_samples}; all must be positive"
             )
@@ -184,7 +185,7 @@ def _require_classes(name: str, trainer: Trainer) -> int:
         given = (
             "there is no data module" if data is None else f"{type(data).__name__}.num_classes is {classes}"
         )
-        raise ValueError(
+        raise InvalidValue(
             f"{name} needs the labels of two classes or more, but {given}; train on a labelled data module (its "
             "labels are for watching only), or remove the callback"
         )
@@ -194,7 +195,7 @@ def _require_classes(name: str, trainer: Trainer) -> int:
 def _require_batch_labels(name: str, batch: Any) -> Tensor:
     labels = getattr(batch, "labels", None)
     if not isinstance(labels, Tensor):
-        raise ValueError(
+        raise InvalidValue(
             f"{name}: a batch of type {type(batch).__name__} has no labels; it needs contrastive.data.Batch with "
             "labels, or remove the callback"
         )

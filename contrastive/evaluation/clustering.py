@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from contrastive.errors import InvalidValue
 from contrastive.evaluation.features import Features
 
 
@@ -38,7 +39,7 @@ def clustering_metrics(
         found = KMeans(len(classes), n_init=10, random_state=seed).fit(vectors).labels_
         clusters = torch.from_numpy(found)
     if clusters.shape != labels.shape:
-        raise ValueError(
+        raise InvalidValue(
             f"clustering_metrics: clusters have shape {tuple(clusters.shape)}; expected {tuple(labels.shape)}, "
             "one integer a sample"
         )

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contrastive.errors import InvalidType, InvalidValue
+
 BLOCK_ELEMENTS = 1 << 24
 """Largest block of pairwise values that an evaluation holds at a time (64 MiB in float32)."""
 
@@ -28,11 +30,11 @@ class Features:
 
     def __init__(self, vectors: Tensor, labels: Tensor | None = None, index: Tensor | None = None) -> None:
         if not vectors.is_floating_point():
-            raise TypeError(
+            raise InvalidType(
                 f"Features: vectors have dtype {vectors.dtype}; give floating point, as vectors.float()"
             )
         if vectors.ndim != 2 or 0 in vectors.shape:
-            raise ValueError(
+            raise InvalidValue(
                 f"Features: vectors have shape {tuple(vectors.shape)}; expected (N, D) with at least one row "
                 "and one column; flatten each sample to one row"
             )
@@ -43,18 +45,18 @@ class Features:
             if values is None:
                 continue
             if values.is_floating_point() or values.is_complex():
-                raise TypeError(
+                raise InvalidType(
                     f"Features: {name} have dtype {values.dtype}; give integers, as {name}.long()"
                 )
             if values.shape != (len(vectors),):
-                raise ValueError(
+                raise InvalidValue(
                     f"Features: {name} have shape {tuple(values.shape)} for {len(vectors)} vectors; "
                     f"expected ({len(vectors)},), one integer a row"
                 )
         bad = (~torch.isfinite(vectors)).any(dim=1).nonzero()
         if len(bad):
             row = int(bad[0])
-            raise ValueError(
+            raise InvalidValue(
                 f"Features: {len(bad)} of {len(vectors)} vectors are NaN or infinite, the first in row {row} "
                 f"(sample {int(self.index[row])}); every value must be finite: check the encoder's weights, "
                 "or extract in float32"
@@ -76,7 +78,7 @@ class Features:
     def require_labels(self, call: str) -> Tensor:
         """The labels; a ValueError that names ``call`` where there are none."""
         if self.labels is None:
-            raise ValueError(
+            raise InvalidValue(
                 f"{call}: these features have no labels; give Features(vectors, labels) of a labelled set"
             )
         return self.labels
@@ -101,7 +103,7 @@ def class_positions(train: Features, test: Features, call: str) -> tuple[Tensor,
         The sorted labels ``(C,)``, the positions of the training labels and those of the test labels.
     """
     if train.vectors.shape[1] != test.vectors.shape[1]:
-        raise ValueError(
+        raise InvalidValue(
             f"{call}: train has {train.vectors.shape[1]} columns and test has {test.vectors.shape[1]}; "
             "both must come from the same encoder"
         )
@@ -151,7 +153,7 @@ def extract_features(
                 if hasattr(batch, "inputs"):
                     inputs, batch_index, batch_labels = batch.inputs, batch.index, batch.labels
                 elif gather:
-                    raise ValueError(
+                    raise InvalidValue(
                         "extract_features: batches without data-set indices cannot be joined over processes, "
                         "because repeated samples would count twice; yield contrastive.data.Batch, or pass "
                         "gather=False"
@@ -161,7 +163,7 @@ def extract_features(
                     batch_index = torch.arange(count, count + len(inputs))
                 output = encoder(inputs.to(device, non_blocking=True))
                 if output.ndim != 2 or len(output) != len(inputs):
-                    raise ValueError(
+                    raise InvalidValue(
                         f"extract_features: the encoder gave shape {tuple(output.shape)} for {len(inputs)} "
                         "inputs; expected (B, D): pool or flatten its output to one vector a sample"
                     )
@@ -174,7 +176,7 @@ def extract_features(
         for module, mode in modes:
             module.training = mode
     if not vectors:
-        raise ValueError("extract_features: the loader gave no batch; check that its split is not empty")
+        raise InvalidValue("extract_features: the loader gave no batch; check that its split is not empty")
     parts = [torch.cat(part) for part in (vectors, index, labels) if part]
     if gather:
         parts = [_gather_rows(part, device) for part in parts]

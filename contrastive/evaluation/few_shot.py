@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from contrastive.errors import InvalidValue
 from contrastive.evaluation.features import Features, row_blocks
 from contrastive.evaluation.opta import UNBALANCED, OpTA, standardize_samples
 from contrastive.evaluation.softmax_regression import softmax_regression
@@ -84,14 +85,14 @@ def few_shot(
         UserWarning: OpTA for balanced queries meets an episode where one class has more queries than another.
     """
     if isinstance(classifier, str) and classifier not in _CLASSIFIERS:
-        raise ValueError(f"few_shot: classifier is {classifier!r}; choose one of {', '.join(CLASSIFIERS)}")
+        raise InvalidValue(f"few_shot: classifier is {classifier!r}; choose one of {', '.join(CLASSIFIERS)}")
     if (
         support.ndim != 3
         or query.ndim not in (2, 3)
         or support.shape[: query.ndim - 1] != query.shape[:-1]
         or 0 in (*support.shape, *query.shape)
     ):
-        raise ValueError(
+        raise InvalidValue(
             f"few_shot: support has shape {tuple(support.shape)} and query {tuple(query.shape)}; expected "
             "(episodes, way, shot) and (episodes, way, queries) or (episodes, queries), as sample_episodes gives them"
         )
@@ -141,12 +142,12 @@ def compare_few_shot(
         and second.labels is not None
         and not torch.equal(first.labels, second.labels)
     ):
-        raise ValueError(
+        raise InvalidValue(
             f"compare_few_shot: the two features ({len(first)} and {len(second)} rows) differ in their samples or "
             "labels; extract both from the same data set, in the same order"
         )
     if len(support) < 2:
-        raise ValueError(
+        raise InvalidValue(
             f"compare_few_shot: {len(support)} episode; an interval of the difference takes two or more"
         )
     one, other = (few_shot(features, support, query, classifier=classifier) for features in (first, second))
@@ -190,22 +191,22 @@ def sample_episodes(
             that is not above 0.
     """
     if min(way, shot, queries, episodes) < 1:
-        raise ValueError(
+        raise InvalidValue(
             f"sample_episodes: way={way}, shot={shot}, queries={queries}, episodes={episodes}; each must be 1 or more"
         )
     if imbalance is not None and not 0 < imbalance < math.inf:
-        raise ValueError(
+        raise InvalidValue(
             f"sample_episodes: imbalance={imbalance}; it is the concentration of a Dirichlet distribution: give a "
             "number above 0, as 2, or None for equally many queries of every class"
         )
     classes, group, counts = torch.unique(labels.cpu(), return_inverse=True, return_counts=True)
     if way > len(classes):
-        raise ValueError(
+        raise InvalidValue(
             f"sample_episodes: way={way} of {len(classes)} classes; ask for {len(classes)} at most"
         )
     if int(counts.min()) < shot + queries:
         smallest = int(counts.argmin())
-        raise ValueError(
+        raise InvalidValue(
             f"sample_episodes: class {int(classes[smallest])} has {int(counts[smallest])} samples and an episode "
             f"draws shot + queries = {shot + queries}; lower them, or leave the class out"
         )
@@ -266,7 +267,7 @@ def _query_classes(features: Features, support: Tensor, query: Tensor) -> Tensor
     same = labels[query.long()][:, :, None] == labels[support[:, :, 0].long()][:, None, :]
     if not (same.sum(dim=2) == 1).all():
         episode, position = (same.sum(dim=2) != 1).nonzero()[0].tolist()
-        raise ValueError(
+        raise InvalidValue(
             f"few_shot: query {position} of episode {episode} has label {int(labels[query[episode, position]])}, and "
             f"the support has labels {labels[support[episode, :, 0].long()].tolist()}; it must be one of these, and "
             "they must differ: draw the episodes from the labels of these features"

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from contrastive.errors import InvalidValue
 from contrastive.evaluation.features import normalize, row_blocks
 
 
@@ -22,7 +23,7 @@ def alignment(first: Tensor, second: Tensor, *, alpha: float = 2.0) -> float:
         alpha: power of the distance.
     """
     if first.shape != second.shape:
-        raise ValueError(
+        raise InvalidValue(
             f"alignment: the views have shapes {tuple(first.shape)} and {tuple(second.shape)}; give two of "
             "equal shape (N, D)"
         )
@@ -72,7 +73,7 @@ def tolerance(z: Tensor, labels: Tensor, *, literal: bool = False) -> float:
     total = sums.square().sum() - x.square().sum()
     pairs = len(x) * (len(x) - 1) if literal else int((counts * (counts - 1)).sum())
     if pairs == 0:
-        raise ValueError("tolerance: no class has two samples; give at least two samples of one class")
+        raise InvalidValue("tolerance: no class has two samples; give at least two samples of one class")
     return float(total / pairs)
 
 
@@ -150,7 +151,7 @@ def alpha_req(z: Tensor, *, first: int = 1, last: int | None = None) -> float:
     usable = int((eigenvalues > eigenvalues[0] * len(eigenvalues) * torch.finfo(torch.float64).eps).sum())
     last = usable if last is None else last
     if first < 1 or last <= first or last > usable:
-        raise ValueError(
+        raise InvalidValue(
             f"alpha_req: the range {first}..{last} is asked of {usable} eigenvalues above rounding error; "
             "a line needs two of them at least, so give 1 <= first < last within these"
         )
@@ -171,7 +172,7 @@ def mean_abs_correlation(z: Tensor) -> float:
     correlation = torch.where(scale > 0, covariance / (scale * scale[:, None]), 0.0).nan_to_num(0.0)
     dim = z.shape[1]
     if dim < 2:
-        raise ValueError("mean_abs_correlation: z has one column; correlation needs two or more")
+        raise InvalidValue("mean_abs_correlation: z has one column; correlation needs two or more")
     off_diagonal = correlation.abs().sum() - correlation.diagonal().abs().sum()
     return float(off_diagonal / (dim * (dim - 1)))
 
@@ -203,7 +204,7 @@ def describe_geometry(z: Tensor, labels: Tensor | None = None) -> dict[str, floa
 
 def _require_rows(call: str, z: Tensor, rows: int) -> None:
     if z.ndim != 2 or len(z) < rows:
-        raise ValueError(f"{call}: z has shape {tuple(z.shape)}; expected (N, D) with N of {rows} at least")
+        raise InvalidValue(f"{call}: z has shape {tuple(z.shape)}; expected (N, D) with N of {rows} at least")
 
 
 def _gram(z: Tensor, *, centre: bool) -> Tensor:

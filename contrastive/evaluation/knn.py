@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from contrastive.errors import InvalidValue
 from contrastive.evaluation.features import Features, class_positions, normalize, row_blocks
 from contrastive.evaluation.metrics import Classification, classify
 
@@ -44,7 +45,9 @@ def knn_classify(
         ValueError: k below 1, a temperature that is not positive, an unknown metric, or unlabelled features.
     """
     if temperature <= 0:
-        raise ValueError(f"knn_classify: temperature is {temperature}; it must be positive, for example 0.1")
+        raise InvalidValue(
+            f"knn_classify: temperature is {temperature}; it must be positive, for example 0.1"
+        )
     classes, train_classes, test_classes = class_positions(train, test, "knn_classify")
     closeness, neighbours = nearest(train, test, k=k, metric=metric, exclude_self=exclude_self)
     if metric == "cosine":
@@ -72,12 +75,14 @@ def nearest(
         positions in ``bank``, ``(Q, k)``.
     """
     if metric not in ("cosine", "euclidean"):
-        raise ValueError(f'nearest: metric is {metric!r}; choose "cosine" or "euclidean"')
+        raise InvalidValue(f'nearest: metric is {metric!r}; choose "cosine" or "euclidean"')
     if k < 1:
-        raise ValueError(f"nearest: k is {k}; give the number of neighbours, 1 or more")
+        raise InvalidValue(f"nearest: k is {k}; give the number of neighbours, 1 or more")
     available = len(bank) - int(exclude_self)
     if available < 1:
-        raise ValueError("nearest: the bank holds only the query itself; give a bank of two samples or more")
+        raise InvalidValue(
+            "nearest: the bank holds only the query itself; give a bank of two samples or more"
+        )
     if k > available:
         warnings.warn(
             f"k={k} neighbours were asked of a bank of {available}; using {available}", stacklevel=3

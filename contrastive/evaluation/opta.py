@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from contrastive.errors import InvalidValue
 from contrastive.evaluation.features import row_blocks
 from contrastive.evaluation.softmax_regression import softmax_regression
 
@@ -61,20 +62,20 @@ class OpTA:
 
     def __post_init__(self) -> None:
         if self.passes is not None and self.passes < 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"OpTA: passes={self.passes}; give 1 or more, or None for 5 passes with one shot and 1 with several"
             )
         if not 0 <= self.mix <= 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"OpTA: mix={self.mix}; it is the weight of the transported prototypes: give 0 to 1"
             )
         if not 0 < self.query_weight < math.inf:
-            raise ValueError(
+            raise InvalidValue(
                 f"OpTA: query_weight={self.query_weight}; give a number above 0: 1 lets a query count as much as a "
                 "support sample"
             )
         if self.classify not in ("logistic_regression", "centroid"):
-            raise ValueError(f"OpTA: classify={self.classify!r}; choose logistic_regression or centroid")
+            raise InvalidValue(f"OpTA: classify={self.classify!r}; choose logistic_regression or centroid")
         _check_sinkhorn(self.epsilon, self.marginal_relaxation, self.max_iterations, self.threshold)
 
     def __call__(self, support: Tensor, query: Tensor) -> Tensor:
@@ -93,12 +94,12 @@ class OpTA:
             or query.ndim != 3
             or (len(support), support.shape[3]) != (len(query), query.shape[2])
         ):
-            raise ValueError(
+            raise InvalidValue(
                 f"OpTA: support has shape {tuple(support.shape)} and query {tuple(query.shape)}; expected (E, N, K, D) "
                 "and (E, Q, D): episodes, classes, shots, features, and episodes, queries, features"
             )
         if 0 in support.shape or 0 in query.shape:
-            raise ValueError(
+            raise InvalidValue(
                 f"OpTA: support has shape {tuple(support.shape)} and query {tuple(query.shape)}; every size must be 1 "
                 "or more"
             )
@@ -166,7 +167,7 @@ def standardize_samples(vectors: Tensor) -> Tensor:
         if not good.all():
             position = (~good).nonzero()[0].tolist()
             row = position[0] if len(position) == 1 else tuple(position)
-            raise ValueError(
+            raise InvalidValue(
                 f"standardize_samples: {int((~good).sum())} of {good.numel()} samples have {what}, the first is row "
                 f"{row}; it cannot be brought to mean 0 and deviation 1 over its {vectors.shape[-1]} features. Leave "
                 "the sample out before episodes are drawn, check the encoder, or use an inductive classifier"
@@ -209,7 +210,7 @@ def sinkhorn(
     """
     _check_sinkhorn(epsilon, marginal_relaxation, max_iterations, threshold)
     if cost.ndim != 3 or 0 in cost.shape[1:]:
-        raise ValueError(
+        raise InvalidValue(
             f"sinkhorn: cost has shape {tuple(cost.shape)}; expected (E, N, Q): episodes, classes, queries"
         )
     episodes, classes, queries = cost.shape
@@ -239,16 +240,16 @@ def _check_sinkhorn(
     epsilon: float, marginal_relaxation: float | None, max_iterations: int, threshold: float
 ) -> None:
     if not 0 < epsilon < math.inf:
-        raise ValueError(
+        raise InvalidValue(
             f"sinkhorn: epsilon={epsilon}; the weight of the entropy must be above 0 and finite, as 0.05"
         )
     if marginal_relaxation is not None and not 0 < marginal_relaxation < math.inf:
-        raise ValueError(
+        raise InvalidValue(
             f"sinkhorn: marginal_relaxation={marginal_relaxation}; give a number above 0, as 0.01, or None for classes "
             "of equal mass"
         )
     if max_iterations < 1 or threshold < 0:
-        raise ValueError(
+        raise InvalidValue(
             f"sinkhorn: max_iterations={max_iterations}, threshold={threshold}; give 1 or more and 0 or more"
         )
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from contrastive.errors import InvalidValue
+
 
 class Html(str):
     """Markup, inserted as it is. :func:`element` makes it; wrap only text that is known to be markup."""
@@ -97,7 +99,7 @@ def thumbnail(image: Tensor, alt: str, longest: int = 96) -> Html:
     from PIL import Image
 
     if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(
+        raise InvalidValue(
             f"thumbnail(image=...): got shape {tuple(image.shape)}; expected (1, H, W) or (3, H, W); "
             "choose which channels to show"
         )

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from contrastive.errors import InvalidValue
+
 if TYPE_CHECKING:  # matplotlib takes half a second to import: only drawing pays for it
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -48,7 +50,7 @@ def curves(series: Mapping[str, tuple[Array, Array]], ylabel: str, xlabel: str =
     lines = {name: (x[np.isfinite(y)], y[np.isfinite(y)]) for name, (x, y) in series.items()}
     lines = {name: (x, y) for name, (x, y) in lines.items() if len(x)}
     if not lines:
-        raise ValueError(
+        raise InvalidValue(
             f"curves(series=...): no line of {sorted(series)} has a finite value; at least one finite point "
             "is needed; check that the run logged this metric and did not end in NaN"
         )
@@ -77,7 +79,7 @@ def similarity_histogram(groups: Mapping[str, Array], bins: int = 40) -> "Figure
     """
     empty = [name for name, values in groups.items() if len(values) == 0]
     if empty or not groups:
-        raise ValueError(
+        raise InvalidValue(
             f"similarity_histogram(groups=...): {f'group {empty[0]!r} is empty' if empty else 'no group'}; "
             "one or more groups of at least one similarity each are needed; leave empty groups out"
         )
@@ -114,7 +116,7 @@ def embedding_map(points: Array, labels: Array | None = None, class_names: Seque
     """
     if points.ndim != 2 or points.shape[1] != 2 or (labels is not None and labels.shape != points.shape[:1]):
         given = f"points {points.shape} and labels {None if labels is None else labels.shape}"
-        raise ValueError(
+        raise InvalidValue(
             f"embedding_map(points, labels): got {given}; expected (N, 2) and (N,); project embeddings to "
             "the plane first, with contrastive.evaluation.plots.project"
         )
@@ -157,7 +159,7 @@ def project(vectors: Array, seed: int = 0) -> tuple[Array, str]:
     """
     if vectors.ndim != 2 or not np.isfinite(vectors).all():
         given = f"shape {vectors.shape}" if vectors.ndim != 2 else "a NaN or infinite value"
-        raise ValueError(
+        raise InvalidValue(
             f"project(vectors=...): got {given}; expected a finite matrix (N, D); take the vectors that "
             "contrastive.extract_features returns"
         )

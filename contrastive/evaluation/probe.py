@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contrastive.errors import InvalidValue
 from contrastive.evaluation.features import Features, class_positions
 from contrastive.evaluation.metrics import Classification, classify
 
@@ -71,21 +72,23 @@ def linear_probe(
             positive, or a single training class.
     """
     if protocol not in ("lbfgs", "sgd"):
-        raise ValueError(f'linear_probe: protocol is {protocol!r}; choose "lbfgs" or "sgd"')
+        raise InvalidValue(f'linear_probe: protocol is {protocol!r}; choose "lbfgs" or "sgd"')
     if C != "auto" and not (isinstance(C, float | int) and C > 0):
-        raise ValueError(f'linear_probe: C is {C!r}; give a positive number or "auto"')
+        raise InvalidValue(f'linear_probe: C is {C!r}; give a positive number or "auto"')
     if (
         (learning_rate is not None and learning_rate <= 0)
         or epochs < 1
         or (batch_size is not None and batch_size < 1)
     ):
-        raise ValueError(
+        raise InvalidValue(
             f"linear_probe: learning_rate={learning_rate}, epochs={epochs}, batch_size={batch_size}; "
             "all must be positive"
         )
     classes, targets, test_targets = class_positions(train, test, "linear_probe")
     if len(torch.unique(targets)) < 2:
-        raise ValueError("linear_probe: the training set has a single class; a classifier needs two or more")
+        raise InvalidValue(
+            "linear_probe: the training set has a single class; a classifier needs two or more"
+        )
     mean, scale = _column_scale(train.vectors)
     if not standardize:
         mean, scale = torch.zeros_like(mean), torch.ones_like(scale)
@@ -163,7 +166,7 @@ def _draw_labels(labels: Tensor, count: int, seed: int) -> Tensor:
     for label in torch.unique(labels):
         members = (labels == label).nonzero().squeeze(1)
         if len(members) < count:
-            raise ValueError(
+            raise InvalidValue(
                 f"label_efficiency: class {int(label)} has {len(members)} training samples and "
                 f"labels_per_class asks for {count}; ask for {len(members)} at most"
             )

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from contrastive.errors import FileMissing, InvalidValue
+
 Path_ = str | os.PathLike[str]
 Curve = tuple[NDArray[Any], NDArray[Any]]
 
@@ -66,7 +68,7 @@ def read_run(run_dir: Path_) -> Run:
     known = ("config.yaml", "run.json", "metrics.csv", "results", "encoder")
     if not any((run.folder / name).exists() for name in known):
         given = f"has none of {', '.join(known)}" if run.folder.is_dir() else "is not a folder"
-        raise FileNotFoundError(
+        raise FileMissing(
             f"write_report(run_dir={str(run_dir)!r}): this {given}; the folder of one training run is needed, as "
             "runs/quickstart/0; give the folder that `contrastive fit` names"
         )
@@ -84,7 +86,7 @@ def read_run(run_dir: Path_) -> Run:
         def parsed(text: str) -> Mapping[str, Any]:
             found = parse(text)
             if not isinstance(found, Mapping):
-                raise ValueError(f"names and values were expected, not a {type(found).__name__}")
+                raise InvalidValue(f"names and values were expected, not a {type(found).__name__}")
             return found
 
         return parsed
@@ -109,9 +111,9 @@ def parse_metrics(text: str) -> dict[str, Curve]:
     """
     rows = list(csv.DictReader(text.splitlines()))
     if rows and "step" not in rows[0]:
-        raise ValueError(f"a column named step was expected among {', '.join(rows[0])}")
+        raise InvalidValue(f"a column named step was expected among {', '.join(rows[0])}")
     if any(None in row for row in rows):
-        raise ValueError("a row has more cells than there are columns")
+        raise InvalidValue("a row has more cells than there are columns")
     rows = [row for row in rows if row["step"]]
     if not rows:
         return {}

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from contrastive.errors import InvalidValue
+
 if TYPE_CHECKING:  # matplotlib takes half a second to import: only drawing pays for it
     from matplotlib.figure import Figure
 
@@ -25,11 +27,11 @@ class ClassRelations:
 
     def __init__(self, matrix: Tensor, class_names: Sequence[str] = (), score: str = "score") -> None:
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-            raise ValueError(
+            raise InvalidValue(
                 f"ClassRelations: matrix has shape {tuple(matrix.shape)}; give a square one, (C, C)."
             )
         if class_names and len(class_names) != len(matrix):
-            raise ValueError(
+            raise InvalidValue(
                 f"ClassRelations: got {len(class_names)} class_names for {len(matrix)} classes; give one for each."
             )
         self.matrix = matrix.detach().double().cpu()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from contrastive.errors import InvalidValue
 from contrastive.evaluation import inspection, plots
 from contrastive.evaluation.page import Html, element, facts, folded, join, note, page, table
 from contrastive.evaluation.record import Curve, Path_, Run, read_run
@@ -52,7 +53,7 @@ def write_report(
         ValueError: ``max_images`` is below 2.
     """
     if max_images < 2:
-        raise ValueError(
+        raise InvalidValue(
             f"write_report(max_images={max_images}): 2 or more are accepted, since pairs of images are compared; "
             "leave it at 2000"
         )

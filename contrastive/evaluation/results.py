@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from contrastive.errors import InvalidValue
+
 PACKAGES = (
     "contrastive",
     "torch",
@@ -67,7 +69,7 @@ def write_result(
     try:
         text = json.dumps(document, indent=2, allow_nan=False)
     except ValueError as error:
-        raise ValueError(
+        raise InvalidValue(
             f"write_result({name!r}): a number is NaN or infinite ({dict(metrics)}); results hold finite numbers only"
         ) from error
     folder = Path(folder)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from contrastive.errors import InvalidValue
 from contrastive.evaluation.features import Features, class_positions, normalize, row_blocks
 from contrastive.evaluation.knn import Metric
 
@@ -58,7 +59,7 @@ def retrieval_metrics(
     matches = torch.bincount(labels, minlength=int(query_labels.max()) + 1)[query_labels] - int(itself)
     asked = (matches > 0).nonzero().squeeze(1)
     if not len(asked):
-        raise ValueError(
+        raise InvalidValue(
             "retrieval_metrics: no query has a sample of its class in the reference; give at least one class "
             "with two samples"
         )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contrastive.encoders import load_encoder
+from contrastive.errors import FileMissing, InvalidType, InvalidValue
 from contrastive.evaluation.features import Features, extract_features
 from contrastive.evaluation.knn import Metric, knn_classify
 from contrastive.evaluation.metrics import Classification
@@ -259,7 +260,7 @@ def instantiate(part: Mapping[str, Any], base: type) -> Any:
         cause: BaseException = error  # the outermost message lists every type that was tried
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        raise ValueError(
+        raise InvalidValue(
             f"{part.get('class_path')} cannot be built from its init_args {part.get('init_args', {})} ({cause}); make "
             "the configuration fit this version of the class, or give the object itself"
         ) from error
@@ -283,18 +284,18 @@ def prepare_data(run: Folder, data: LightningDataModule | None = None) -> Any:
         TypeError: the data module gives no ordered batches.
     """
     if not Path(run).is_dir():
-        raise FileNotFoundError(
+        raise FileMissing(
             f"run={str(run)!r} is not a folder; give the folder of a training run, as runs/quickstart/0"
         )
     if data is None:
         part = _read_config(run).get("data")
         if not isinstance(part, dict) or "class_path" not in part:
-            raise FileNotFoundError(
+            raise FileMissing(
                 f"run={str(run)!r} has no config.yaml that names its data; give the data module: data=ImageData(...)"
             )
         data = instantiate(part, LightningDataModule)
     if not hasattr(data, "evaluation_loaders"):
-        raise TypeError(
+        raise InvalidType(
             f"data is a {type(data).__name__} without evaluation_loaders(), which gives ordered batches of the "
             "labelled training set and of the test set; add that method, or use a data module of contrastive.data"
         )

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from contrastive.errors import FileMissing, InvalidValue
 from contrastive.evaluation.features import Features, extract_features
 from contrastive.evaluation.few_shot import (
     CLASSIFIERS,
@@ -74,12 +75,12 @@ def few_shot_run(
         classifiers = [name for name in CLASSIFIERS if imbalance is None or name != "opta"]
     unknown = [name for name in classifiers if name not in CLASSIFIERS]
     if not shots or min(shots) < 1 or not classifiers or unknown:
-        raise ValueError(
+        raise InvalidValue(
             f"few_shot_run: shot={shot!r}, classifiers={list(classifiers)}; give at least one shot, 1 or more, and one "
             f"classifier, each of {', '.join(CLASSIFIERS)}"
         )
     if other is not None and not Path(other).is_dir():
-        raise FileNotFoundError(
+        raise FileMissing(
             f"other={str(other)!r} is not a folder; give the folder of a second training run, as runs/quickstart/1"
         )
     data = prepare_data(run, data)

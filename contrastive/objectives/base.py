@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from contrastive.errors import NotFinite
+
 
 class Objective(nn.Module):
     """A rule that turns the embeddings of several views of one batch into a scalar loss.
@@ -34,7 +36,7 @@ class Objective(nn.Module):
         """
         loss: Tensor = super().__call__(*views, **inputs)
         if not bool(torch.isfinite(loss.detach())):
-            raise FloatingPointError(_describe_bad_loss(type(self).__name__, loss, _tensors(views)))
+            raise NotFinite(_describe_bad_loss(type(self).__name__, loss, _tensors(views)))
         return loss
 
     def setup(self, num_samples: int, *, num_classes: int = 0, dim: int | None = None) -> None:

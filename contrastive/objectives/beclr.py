@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from contrastive.errors import InvalidValue, NotFinite
 from contrastive.objectives.base import Objective
 from contrastive.objectives.clustered_memory import ClusteredMemory
 from contrastive.objectives.enhanced_contrast import Batches, Negatives, beclr
@@ -90,9 +91,9 @@ class BECLR(Objective):
             ("dim", 1 if dim is None else dim, 1),
         ):
             if not least <= value < math.inf:
-                raise ValueError(f"BECLR: {option} is {value}; give a number of {least} or more.")
+                raise InvalidValue(f"BECLR: {option} is {value}; give a number of {least} or more.")
         if num_neighbours and num_neighbours >= size:
-            raise ValueError(
+            raise InvalidValue(
                 f"BECLR: num_neighbours is {num_neighbours}, but a memory has {size} rows; give fewer neighbours, "
                 "usually 3 to 10, or a larger memory_size."
             )
@@ -117,12 +118,12 @@ class BECLR(Objective):
             ValueError: if the width is unknown, or another than before.
         """
         if dim is None and self._dim is None:
-            raise ValueError(
+            raise InvalidValue(
                 "BECLR: the projector does not tell the width of the embeddings; give dim to BECLR, or a projector "
                 "that has dim."
             )
         if dim is not None and self._dim is not None and dim != self._dim:
-            raise ValueError(f"BECLR: dim is {self._dim}, but the projector's is {dim}; make them equal.")
+            raise InvalidValue(f"BECLR: dim is {self._dim}, but the projector's is {dim}; make them equal.")
         if dim is not None and self._dim is None:
             self._build(dim)
 
@@ -174,13 +175,13 @@ class BECLR(Objective):
         check_views("BECLR", views, minimum=2)
         given = () if teacher is None else tuple(teacher)
         if len(views) != 2 or len(given) != 2:
-            raise ValueError(
+            raise InvalidValue(
                 f"BECLR: got {len(views)} views and {len(given)} of the teacher; call it with two and "
                 "teacher=(t1, t2), the momentum network's embeddings of the same two."
             )
         check_views("BECLR", (*views, *given), minimum=4)
         if self.predictor is None or views[0].shape[1] != self._dim:
-            raise ValueError(
+            raise InvalidValue(
                 f"BECLR: embeddings are {views[0].shape[1]} wide, and it was built for width {self._dim}; give dim to "
                 "the constructor, or call setup(num_samples, dim=...) before training."
             )
@@ -208,7 +209,7 @@ class BECLR(Objective):
     def _enhance(self, batches: Batches, labels: Tensor | None) -> tuple[Batches | None, dict[str, Tensor]]:
         """Neighbours ``(2, B, k, D)`` of each batch, None before the start, and what labels say of them."""
         if self.training and int(self.epoch) < 0 < self.memory_start_epoch:
-            raise ValueError(
+            raise InvalidValue(
                 f"BECLR: memory_start_epoch is {self.memory_start_epoch} and the epoch is unknown; call "
                 "set_epoch(epoch, num_epochs) before each, or set memory_start_epoch=0."
             )
@@ -253,7 +254,7 @@ def _check_finite(rows: Tensor) -> None:
     bad = ~torch.isfinite(rows).flatten(2).all(2)
     if bool(bad.any()):
         row, batch = bad.nonzero()[0].tolist()
-        raise FloatingPointError(
+        raise NotFinite(
             f"BECLR: sample {row} of the global batch has {Batches._fields[batch]} that are not finite "
             f"({int(bad.sum())} of {bad.numel()} are not). Lower the learning rate, clip gradients, or look for bad "
             "values in the inputs."

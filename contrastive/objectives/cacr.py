@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.inputs import check_choice, check_views, divide, sample_ids, scaled_rows
 from contrastive.objectives.queue import KeyQueue
@@ -97,7 +98,7 @@ class CACR(Objective):
     ) -> None:
         super().__init__()
         if queue_size < 0 or (queue_size and momentum_keys):
-            raise ValueError(
+            raise InvalidValue(
                 f"CACR: queue_size={queue_size} with momentum_keys={momentum_keys}; a queue takes a size above 0 and "
                 "is a form of its own, so leave momentum_keys at False."
             )
@@ -134,13 +135,13 @@ class CACR(Objective):
         has_keys = self.queue is not None or self.momentum_keys
         if has_keys and keys is None:
             if len(views) != 2:
-                raise ValueError(
+                raise InvalidValue(
                     f"CACR: got {len(views)} views and no keys; with momentum keys call it with (query, key), or with "
                     "one query for each view and keys=(key_1, ...)."
                 )
             views, keys = views[:1], views[1:]
         elif not has_keys and keys is not None:
-            raise ValueError("CACR: got keys, but neither queue_size nor momentum_keys is set; set one.")
+            raise InvalidValue("CACR: got keys, but neither queue_size nor momentum_keys is set; set one.")
         queue = queue_ids = None
         if self.queue is not None:
             self.queue.prepare(views[0])
@@ -210,20 +211,20 @@ class _Options:
         for name in ("positive_temperature", "negative_temperature", "attraction_weight", "repulsion_weight"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"CACR: {name} is {value}; give a number of at least 0.")
+                raise InvalidValue(f"CACR: {name} is {value}; give a number of at least 0.")
         if not 0 < self.rbf_scale <= 20:
-            raise ValueError(
+            raise InvalidValue(
                 f"CACR: rbf_scale is {self.rbf_scale}; give a number above 0 and at most 20, beyond which kernels of "
                 "far rows vanish in float32."
             )
         if not 0 <= self.debias < 1 or (self.debias and (has_keys or self.distance == "rbf")):
-            raise ValueError(
+            raise InvalidValue(
                 f"CACR: debias is {self.debias}; give a prior in [0, 1), and 0 with momentum keys or distance='rbf'."
             )
         if self.weight_grad == "batch" and not has_queue:
-            raise ValueError("CACR: weight_grad='batch' needs a queue; give 'full' or 'none'.")
+            raise InvalidValue("CACR: weight_grad='batch' needs a queue; give 'full' or 'none'.")
         if self.distance == "rbf" and has_keys and not has_queue and self.negative_temperature == 0:
-            raise ValueError(
+            raise InvalidValue(
                 "CACR: negative_temperature is 0; distance='rbf' with momentum_keys divides by it, so give a positive "
                 "number."
             )
@@ -243,7 +244,7 @@ def _terms(
         if keys is None:
             return _in_batch(options, _rows(views), ids)
         if len(views) * len(keys) > 1 and min(len(views), len(keys)) < 2:
-            raise ValueError(
+            raise InvalidValue(
                 f"CACR: got {len(views)} queries and {len(keys)} keys; give one of each, from two views, or at least "
                 "two of each, so that every query finds the key of another view."
             )
@@ -345,7 +346,7 @@ class _Negatives(NamedTuple):
         if self.ids is None or self.column_ids is None:
             return _Negatives(size + (self.own or 0) if in_batch else None)
         if queue_ids is None:
-            raise ValueError("CACR: got ids for the batch and none for the queue; give queue_ids too.")
+            raise InvalidValue("CACR: got ids for the batch and none for the queue; give queue_ids too.")
         return _Negatives(None, self.ids, torch.cat([queue_ids, self.column_ids]) if in_batch else queue_ids)
 
 

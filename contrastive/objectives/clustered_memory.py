@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contrastive.errors import InvalidValue, NotFinite
 from contrastive.objectives.clusters import (
     assignment_plan,
     cluster_means,
@@ -68,7 +69,7 @@ class ClusteredMemory(nn.Module):
         check_choice(name, "metric", metric, ("euclidean", "cosine"))
         check_choice(name, "variant", variant, ("corrected", "released"))
         if not 1 <= num_clusters <= size:
-            raise ValueError(
+            raise InvalidValue(
                 f"{name}: num_clusters is {num_clusters} and size is {size}; give 1 to {size} clusters, or a memory of "
                 "more rows, usually 40 for each cluster."
             )
@@ -79,7 +80,7 @@ class ClusteredMemory(nn.Module):
             ("recluster_epochs", recluster_epochs, 0, float("inf")),
         ):
             if not least <= value <= most:
-                raise ValueError(f"{name}: {option} is {value}; give a number from {least} to {most:g}.")
+                raise InvalidValue(f"{name}: {option} is {value}; give a number from {least} to {most:g}.")
         self.size, self.num_clusters = size, num_clusters
         self.metric, self.epsilon, self.iterations, self.momentum = metric, epsilon, iterations, momentum
         self.recluster_epochs, self.variant = recluster_epochs, variant
@@ -124,7 +125,7 @@ class ClusteredMemory(nn.Module):
         """
         batch = batch.to(self.rows.dtype)
         if not bool(torch.isfinite(batch).all()):
-            raise FloatingPointError(f"{type(self).__name__}: the batch has embeddings that are not finite.")
+            raise NotFinite(f"{type(self).__name__}: the batch has embeddings that are not finite.")
         started = self.started
         labels = self.assign(batch).argmax(1) if started else self.labels.new_zeros(len(batch))
         full = int(self.position) + len(batch) >= self.size

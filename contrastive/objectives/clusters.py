@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from contrastive.errors import InvalidValue, NotFinite
+
 _WIDEST_RANGE = 60.0
 """exp(-60) and its reciprocal are far from the ends of float32."""
 
@@ -62,7 +64,7 @@ def assignment_plan(scores: Tensor, epsilon: float, iterations: int = 10) -> Ten
         FloatingPointError: for scores that are not finite.
     """
     if not bool(torch.isfinite(scores).all()):
-        raise FloatingPointError(
+        raise NotFinite(
             "assignment_plan: scores are not finite; look for bad values in the embeddings or the prototypes."
         )
     log_plan = scores / epsilon
@@ -124,7 +126,7 @@ def kmeans(
         ValueError: for more clusters than rows.
     """
     if num_clusters > len(rows):
-        raise ValueError(
+        raise InvalidValue(
             f"kmeans: num_clusters is {num_clusters}, but there are {len(rows)} rows; ask for fewer."
         )
     generator = torch.Generator().manual_seed(seed)

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.focal import focal_contrast
 from contrastive.objectives.inputs import (
@@ -124,7 +125,7 @@ class CoreTuning(Objective):
         }
         for name, (value, valid, accepted) in ranges.items():
             if not valid:
-                raise ValueError(f"CoreTuning: {name} is {value}; give {accepted}.")
+                raise InvalidValue(f"CoreTuning: {name} is {value}; give {accepted}.")
         self.contrast_weight = contrast_weight
         self.temperature = temperature
         self.mixing_alpha = mixing_alpha
@@ -185,13 +186,13 @@ class CoreTuning(Objective):
         check_views("CoreTuning", views, minimum=1)
         classifier = self.classifier if classifier is None else classifier
         if labels is None or classifier is None:
-            raise ValueError(
+            raise InvalidValue(
                 f"CoreTuning: no {'labels are' if labels is None else 'classifier is'} given; call it with (features, "
                 "labels, classifier), or give setup the number of classes and the width of the features."
             )
         width = self.head[0].in_features if len(self.head) else None
         if views[0].shape[1] != width:
-            raise ValueError(
+            raise InvalidValue(
                 f"CoreTuning: features have width {views[0].shape[1]}, but the projection head was built for {width}; "
                 "give the width to the constructor (dim=...) or to setup."
             )
@@ -220,7 +221,7 @@ class CoreTuning(Objective):
 
         logits = mixed(classifier)
         if bool((labels < 0).any() or (labels >= logits.shape[1]).any()):
-            raise ValueError(
+            raise InvalidValue(
                 f"CoreTuning: labels range from {int(labels.min())} to {int(labels.max())}, but the classifier tells "
                 f"{logits.shape[1]} classes; give labels from 0 to {logits.shape[1] - 1}."
             )

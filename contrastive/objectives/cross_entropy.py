@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.inputs import check_views
 from contrastive.similarity import global_mean, rows
@@ -29,7 +30,7 @@ class CrossEntropy(Objective):
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"CrossEntropy: label_smoothing is {label_smoothing}; give a share in [0, 1).")
+            raise InvalidValue(f"CrossEntropy: label_smoothing is {label_smoothing}; give a share in [0, 1).")
         self.label_smoothing = label_smoothing
 
     def negatives_per_anchor(self, batch_size: int, num_views: int) -> int:
@@ -46,7 +47,7 @@ class CrossEntropy(Objective):
         """Return the mean over all rows of ``views``, ``(B, D)`` each, with ``labels`` ``(B,)`` of their samples."""
         check_views("CrossEntropy", views, minimum=1)
         if labels is None or classifier is None:
-            raise ValueError(
+            raise InvalidValue(
                 "CrossEntropy: give labels=... and classifier=..., which maps features to logits."
             )
         logits = rows.at_least_float32(classifier(torch.cat(views)))

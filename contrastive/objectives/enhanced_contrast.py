@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from contrastive.errors import InvalidValue
 from contrastive.objectives.inputs import check_choice, check_temperature, divide, sample_ids, scaled_rows
 from contrastive.similarity import Gathered, gather, global_mean, logsumexp_cross, logsumexp_self
 
@@ -98,7 +99,7 @@ def _log_mean_of_negatives(live: Tensor, constant: Tensor | None) -> Tensor:
         log_sums.append(logsumexp_cross(rows.local, others.all) + math.log(2))
         log_sums.append(logsumexp_self(others, other_ids.local, other_ids.all))
     if count < 4:
-        raise ValueError(
+        raise InvalidValue(
             f"beclr: the global batch has {count // 2} rows in each view, so there are no negatives; give at least 2 "
             "(drop a last incomplete batch)."
         )
@@ -118,12 +119,12 @@ def _as_rows(pairs: Tensor) -> tuple[Gathered, Gathered]:
 def _check_shapes(live: Batches, neighbours: Batches | None) -> None:
     shape = live.projections.shape
     if len(shape) != 3 or shape[0] != 2 or any(x.shape != shape for x in live):
-        raise ValueError(
+        raise InvalidValue(
             f"beclr: targets, predictions and projections have shapes {[tuple(x.shape) for x in live]}; give all three "
             "one shape (2, B, D): two views."
         )
     for x in neighbours or ():
         if x.ndim != 4 or (*x.shape[:2], x.shape[3]) != shape or x.shape != neighbours[0].shape:  # type: ignore[index]
-            raise ValueError(
+            raise InvalidValue(
                 f"beclr: neighbours have shape {tuple(x.shape)}; give each of the three (2, {shape[1]}, k, {shape[2]})."
             )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from contrastive.errors import InvalidValue
 from contrastive.objectives.inputs import (
     check_choice,
     check_temperature,
@@ -75,7 +76,7 @@ def focal_contrast(
     check_temperature("focal_contrast", temperature)
     check_choice("focal_contrast", "average", average, ("positives", "rows"))
     if (labels is None) == (mask is None):
-        raise ValueError("focal_contrast: give either labels or mask, and not both.")
+        raise InvalidValue("focal_contrast: give either labels or mask, and not both.")
     samples = gather(scaled_rows(embeddings, temperature) if normalize else divide(embeddings, temperature))
     pairs = _pairs_of_mask(mask, samples) if mask is not None else _pairs_of_labels(labels, weights, samples)
     mass = global_sum(pairs.own_weights.sum())
@@ -163,7 +164,7 @@ def _pairs_of_labels(labels: Tensor | None, weights: Tensor | None, samples: Gat
 def _pairs_of_mask(mask: Tensor, samples: Gathered) -> _Pairs:
     count, total = len(samples.local), len(samples.all)
     if mask.shape != (count, total):
-        raise ValueError(
+        raise InvalidValue(
             f"focal_contrast: mask has shape {tuple(mask.shape)}; give one entry for each of the {count} rows and the "
             f"{total} rows of all processes, shape ({count}, {total})."
         )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from contrastive.errors import InvalidValue
 from contrastive.objectives.inputs import check_choice, check_temperature, check_views, zero_loss
 from contrastive.similarity import average, gather, global_sum, stream_rows, stream_subspace
 from contrastive.similarity.rows import at_least_float32
@@ -75,7 +76,7 @@ def gated_contrast(
         if ids is not None and (
             ids.is_floating_point() or ids.shape != (len(queries if rows is None else rows),)
         ):
-            raise ValueError(
+            raise InvalidValue(
                 f"gated_contrast: {name} have shape {tuple(ids.shape)} and dtype {ids.dtype}; give one integer for "
                 f"each of the {len(queries if rows is None else rows)} rows."
             )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from contrastive.errors import InvalidValue
 from contrastive.objectives.inputs import check_choice
 from contrastive.similarity import gather, world_size
 
@@ -35,7 +36,7 @@ def draw_partners(
     if pairs == "identical":
         return labels
     if pairs == "distinct" and num_classes < 2:
-        raise ValueError(
+        raise InvalidValue(
             f"draw_partners: pairs='distinct' with num_classes={num_classes}; there is no other class."
         )
     everywhere = gather(labels)
@@ -93,13 +94,13 @@ class GateGenerator(nn.Module):
         }
         for name, value in sizes.items():
             if value < 1:
-                raise ValueError(f"GateGenerator: {name} is {value}; give an integer of 1 or more.")
+                raise InvalidValue(f"GateGenerator: {name} is {value}; give an integer of 1 or more.")
         if fuse == "product" and kind != "sigmoid":
-            raise ValueError(
+            raise InvalidValue(
                 f"GateGenerator: fuse='product' with kind={kind!r}; noisy gates exist for fuse='mean' only."
             )
         if not sigma > 0:
-            raise ValueError(f"GateGenerator: sigma is {sigma}; give a positive standard deviation.")
+            raise InvalidValue(f"GateGenerator: sigma is {sigma}; give a positive standard deviation.")
         self.num_classes, self.dim, self.kind, self.fuse, self.sigma = num_classes, dim, kind, fuse, sigma
         self.label_embedding = nn.Embedding(num_classes, embedding_dim)
         self.mlp = nn.Sequential(

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from contrastive.errors import InvalidValue
 from contrastive.objectives.inputs import check_choice, check_temperature, check_views, scaled_rows
 from contrastive.similarity import Gathered, gather, global_mean
 from contrastive.similarity.tempered import largest_other, tempered_both, tempered_self
@@ -100,7 +101,7 @@ def sogclr(
     check_gamma("sogclr", gamma)
     shape = (len(z1),) if negatives == "all" else (2, len(z1))
     if log_estimator.shape != shape:
-        raise ValueError(
+        raise InvalidValue(
             f"sogclr: log_estimator has shape {tuple(log_estimator.shape)}; give {shape} for {len(z1)} samples and "
             f"negatives={negatives!r}."
         )
@@ -161,7 +162,7 @@ def compare(
     """Compare two views ``(B, D)`` of unit rows: all with all in one direction, or two modalities in both."""
     rows = gather(torch.stack(views, 1))
     if len(rows.all) < 2:
-        raise ValueError(
+        raise InvalidValue(
             f"{name}: the global batch has {len(rows.all)} samples; give at least 2, for negatives."
         )
     local, start, alone = rows.local, rows.start, rows.all is rows.local
@@ -233,4 +234,4 @@ def average_by_sample(index: Tensor, log_estimator: Tensor, *others: Tensor) -> 
 def check_gamma(name: str, gamma: float) -> None:
     """Refuse a weight of the present batch that lies outside (0, 1]."""
     if not 0 < gamma <= 1:
-        raise ValueError(f"{name}: gamma is {gamma}; give a number in (0, 1], usually between 0.1 and 0.9.")
+        raise InvalidValue(f"{name}: gamma is {gamma}; give a number in (0, 1], usually between 0.1 and 0.9.")

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from contrastive.errors import InvalidValue, NotFinite
 from contrastive.objectives.base import Objective
 from contrastive.objectives.inputs import check_choice, check_views
 from contrastive.objectives.sorting import (
@@ -95,7 +96,7 @@ def _groco(
     check_views(name, views, minimum=2)
     num_positive_views = len(views) if num_positive_views is None else num_positive_views
     if num_positive_views > len(views):
-        raise ValueError(
+        raise InvalidValue(
             f"{name}: num_positive_views is {num_positive_views}, but there are {len(views)} views; give at most "
             "that many, or None for all."
         )
@@ -301,9 +302,9 @@ def _check_options(
     exponent: float,
 ) -> Comparator:
     if num_negatives < 1:
-        raise ValueError(f"{name}: num_negatives is {num_negatives}; give at least 1, usually 10.")
+        raise InvalidValue(f"{name}: num_negatives is {num_negatives}; give at least 1, usually 10.")
     if num_positive_views is not None and num_positive_views < 2:
-        raise ValueError(
+        raise InvalidValue(
             f"{name}: num_positive_views is {num_positive_views}, which leaves the first view without a positive; "
             "give at least 2, or None for all views."
         )
@@ -314,14 +315,14 @@ def _check_options(
 def _check_candidates(name: str, candidates: Tensor) -> None:
     """Refuse a batch without negatives, and values that sorting would spread; the same on every process."""
     if len(candidates) < 2:
-        raise ValueError(
+        raise InvalidValue(
             f"{name}: the global batch has {len(candidates)} samples, so no anchor has a negative; give at least 2 "
             "(drop a last incomplete batch)."
         )
     bad = ~torch.isfinite(candidates.sum(2))
     if bool(bad.any()):
         row, view = bad.nonzero()[0].tolist()
-        raise FloatingPointError(
+        raise NotFinite(
             f"{name}: row {row} of view {view} of the global batch is not finite ({int(bad.sum())} of {bad.numel()} "
             "rows are not). Lower the learning rate, clip gradients, or look for bad values in the inputs."
         )

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.inputs import (
     check_choice,
@@ -143,7 +144,7 @@ class HardInfoNCE(Objective):
 
 def _check_num_negatives(name: str, value: int | float) -> None:
     if not (value >= 1 if isinstance(value, int) else 0 < value < 1):
-        raise ValueError(
+        raise InvalidValue(
             f"{name}: num_negatives is {value!r}; give an integer of at least 1, or a fraction of the "
             "candidates in (0, 1)."
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from contrastive.errors import InvalidValue, NotReady
 from contrastive.objectives.base import Objective
 from contrastive.objectives.gated import gated_contrast
 from contrastive.objectives.gates import GateGenerator, draw_partners
@@ -115,7 +116,7 @@ class Hydra(Objective):
         check_temperature("Hydra", self.form.temperature)
         for name, value in {"gate_penalty": gate_penalty, "beta": beta}.items():
             if not 0 <= value < math.inf:
-                raise ValueError(f"Hydra: {name} is {value}; give a weight of 0 or more.")
+                raise InvalidValue(f"Hydra: {name} is {value}; give a weight of 0 or more.")
         conflicts = {
             f"repulsion with form={form!r}; it belongs to SimLAP's forms": repulsion is not None
             and self.form.similarity == "cosine",
@@ -125,7 +126,7 @@ class Hydra(Objective):
         }
         for conflict, present in conflicts.items():
             if present:
-                raise ValueError(f"Hydra: {conflict}.")
+                raise InvalidValue(f"Hydra: {conflict}.")
         self.num_classes, self.dim = num_classes, dim
         self.pairs, self.gate_penalty, self.variant = pairs, gate_penalty, variant
         self.beta = beta if instance_term else None
@@ -155,11 +156,11 @@ class Hydra(Objective):
             ValueError: if the constructor was given fewer classes, or another width.
         """
         if self.num_classes is not None and num_classes > self.num_classes:
-            raise ValueError(
+            raise InvalidValue(
                 f"Hydra: num_classes is {self.num_classes} but the data has {num_classes} classes; leave it out."
             )
         if self.dim is not None and dim is not None and dim != self.dim:
-            raise ValueError(f"Hydra: dim is {self.dim} but the embeddings have width {dim}; leave it out.")
+            raise InvalidValue(f"Hydra: dim is {self.dim} but the embeddings have width {dim}; leave it out.")
         self.num_classes, self.dim = self.num_classes or num_classes or None, self.dim or dim
         self._build_gates()
 
@@ -231,21 +232,21 @@ class Hydra(Objective):
     def _check_classes(self, name: str, classes: Tensor | None, view: Tensor) -> Tensor:
         """``classes`` as int64, if there is one of ``range(C)`` for each row of ``view``."""
         if self.num_classes is None or (self.gates is None and self._gate_options is not None):
-            raise RuntimeError(
+            raise NotReady(
                 "Hydra was called before its sizes were known: give num_classes and dim to the constructor, or call "
                 "setup(num_samples, num_classes=..., dim=...) first."
             )
         if self.gates is not None and view.shape[1] != self.gates.dim:
-            raise ValueError(
+            raise InvalidValue(
                 f"Hydra: views have width {view.shape[1]}, gates {self.gates.dim}; set dim to the width of the views."
             )
         if classes is None or classes.shape != (len(view),) or classes.is_floating_point():
             given = "missing" if classes is None else f"{tuple(classes.shape)} {classes.dtype}"
-            raise ValueError(
+            raise InvalidValue(
                 f"Hydra: {name} are {given}; give one integer for each of the {len(view)} samples, ({len(view)},)."
             )
         if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < self.num_classes:
-            raise ValueError(
+            raise InvalidValue(
                 f"Hydra: {name} lie in {int(classes.min())}..{int(classes.max())}; with num_classes="
                 f"{self.num_classes} give integers from 0 to {self.num_classes - 1}."
             )
@@ -259,7 +260,7 @@ class Hydra(Objective):
         if self.form.keys == "other":
             return list(permutations(views, 2))
         if len(views) not in (2, 4):
-            raise ValueError(
+            raise InvalidValue(
                 f"Hydra: got {len(views)} views with keys='second'; give (queries, keys) or (q1, q2, k1, k2)."
             )
         half = len(views) // 2
@@ -294,7 +295,7 @@ class Hydra(Objective):
 
         check_choice("class_relations", "score", score, ("correlation", "cosine", "capacity"))
         if self.gates is None:
-            raise ValueError(
+            raise InvalidValue(
                 "class_relations: this Hydra has no gates; train one with gates and known sizes."
             )
         if score == "capacity":

@@ -27,6 +27,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.inputs import (
     check_choice,
@@ -85,7 +86,7 @@ def info_nce(
     rows = gather(scaled_rows(torch.stack(views, 1), temperature))
     if len(rows.all) < 2:
         if decoupled and len(rows.all) == 1:
-            raise ValueError(
+            raise InvalidValue(
                 "info_nce: decoupled with 1 sample in the global batch has no candidates; give at least 2."
             )
         return zero_loss(
@@ -209,12 +210,12 @@ class InfoNCE(Objective):
         check_choice("InfoNCE", "negatives", negatives, ("all", "cross"))
         check_choice("InfoNCE", "decoupled", decoupled, (False, True, "weighted"))
         if learnable_temperature and not 0 < temperature_min <= temperature <= temperature_max:
-            raise ValueError(
+            raise InvalidValue(
                 f"InfoNCE: temperature {temperature} lies outside [temperature_min, temperature_max] = "
                 f"[{temperature_min}, {temperature_max}]; widen the bounds or move the initial value."
             )
         if queue_size < 0 or (queue_size and (negatives != "all" or decoupled)):
-            raise ValueError(
+            raise InvalidValue(
                 f"InfoNCE: queue_size={queue_size} with negatives={negatives!r}, decoupled={decoupled!r}; a queue "
                 "takes a size above 0 and replaces the negatives of the batch, so leave the others at their "
                 "defaults."
@@ -263,7 +264,7 @@ class InfoNCE(Objective):
         self, queue: KeyQueue, views: tuple[Tensor, ...], temperature: float | Tensor, labels: Tensor | None
     ) -> Tensor:
         if len(views) != 2:
-            raise ValueError(
+            raise InvalidValue(
                 f"InfoNCE: got {len(views)} views with a queue; call it with two: (queries, keys)."
             )
         queries, keys = views

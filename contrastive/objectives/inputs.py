@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from contrastive.errors import InvalidValue
 from contrastive.similarity import Gathered, gather
 
 _SHORTEST = 1e-12  # rows below this length are divided by it instead
@@ -60,7 +61,7 @@ def sample_ids(name: str, ids: Tensor | None, samples: Gathered) -> Gathered:
         all_ids = torch.arange(len(samples.all), device=samples.local.device)
         return Gathered(all_ids[samples.start : samples.start + count], all_ids, samples.start)
     if ids.shape != (count,) or ids.is_floating_point() or ids.is_complex():
-        raise ValueError(
+        raise InvalidValue(
             f"{name}: labels have shape {tuple(ids.shape)} and dtype {ids.dtype}; give one integer for each of the "
             f"{count} samples, shape ({count},)."
         )
@@ -76,16 +77,18 @@ def zero_loss(name: str, reason: str, views: tuple[Tensor, ...]) -> Tensor:
 def check_views(name: str, views: tuple[Tensor, ...], *, minimum: int) -> None:
     """Refuse views that are not at least ``minimum`` equal-shaped ``(B, D)`` floating-point tensors."""
     if len(views) < minimum:
-        raise ValueError(f"{name}: got {len(views)} views; give at least {minimum} tensors of shape (B, D).")
+        raise InvalidValue(
+            f"{name}: got {len(views)} views; give at least {minimum} tensors of shape (B, D)."
+        )
     first = views[0]
     for position, view in enumerate(views):
         if view.ndim != 2 or not view.is_floating_point():
-            raise ValueError(
+            raise InvalidValue(
                 f"{name}: view {position} has shape {tuple(view.shape)} and dtype {view.dtype}; expected "
                 "floating-point embeddings (B, D)."
             )
         if (view.shape, view.dtype, view.device) != (first.shape, first.dtype, first.device):
-            raise ValueError(
+            raise InvalidValue(
                 f"{name}: view {position} is {tuple(view.shape)} {view.dtype} on {view.device} but view 0 is "
                 f"{tuple(first.shape)} {first.dtype} on {first.device}; give all views the same shape, "
                 "dtype and device."
@@ -95,7 +98,7 @@ def check_views(name: str, views: tuple[Tensor, ...], *, minimum: int) -> None:
 def check_temperature(name: str, value: float | Tensor, *, name_of_value: str = "temperature") -> None:
     """Refuse a temperature that is not a finite positive number."""
     if not isinstance(value, Tensor) and not (math.isfinite(value) and value >= 1e-8):
-        raise ValueError(
+        raise InvalidValue(
             f"{name}: {name_of_value} is {value}; give a positive number, usually between 0.05 and 1."
         )
 
@@ -103,4 +106,4 @@ def check_temperature(name: str, value: float | Tensor, *, name_of_value: str = 
 def check_choice(name: str, option: str, value: object, choices: tuple[object, ...]) -> None:
     """Refuse a value of ``option`` that is none of ``choices``."""
     if value not in choices:
-        raise ValueError(f"{name}: {option} is {value!r}; give one of {', '.join(map(repr, choices))}.")
+        raise InvalidValue(f"{name}: {option} is {value!r}; give one of {', '.join(map(repr, choices))}.")

@@ -31,6 +31,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.global_contrast import (
     RULES,
@@ -162,7 +163,7 @@ class SogCLR(Objective):
         check_views(name, views, minimum=2)
         if len(views) > 2 or labels is not None:
             given = f"{len(views)} views" if labels is None else "labels, which it does not use"
-            raise ValueError(f"{name}: got {given}; call it with two views and an index.")
+            raise InvalidValue(f"{name}: got {given}; call it with two views and an index.")
         rows = [scaled_rows(z, 1.0) if self.normalize else at_least_float32(z) for z in views]
         states, places = [self.state], [self._check_index("index", index, self.state, len(rows[0]))]
         if self.second_state is not None:
@@ -211,7 +212,7 @@ class SogCLR(Objective):
     def _epochs(self) -> tuple[int, int]:
         epoch, num_epochs = self.epochs.tolist()
         if epoch < 0:
-            raise ValueError(
+            raise InvalidValue(
                 f"{type(self).__name__}: its schedule follows the epoch; call set_epoch(epoch, num_epochs) before each."
             )
         return epoch, num_epochs
@@ -257,18 +258,18 @@ class SogCLR(Objective):
         name = type(self).__name__
         if index is None or index.shape != (count,) or index.is_floating_point() or index.is_complex():
             given = "none" if index is None else f"shape {tuple(index.shape)} and dtype {index.dtype}"
-            raise ValueError(
+            raise InvalidValue(
                 f"{name}: {argument} has {given}; give one integer, the position in the data set, for each of the "
                 f"{count} samples."
             )
         place = gather(index.long())
         if len(place.all) and not 0 <= int(place.all.min()) <= int(place.all.max()) < len(state):
-            raise ValueError(
+            raise InvalidValue(
                 f"{name}: {argument} goes from {int(place.all.min())} to {int(place.all.max())} and there is state for "
                 f"{len(state)} samples; call setup(num_samples) with the size of the data set."
             )
         if not self.allow_duplicates and len(torch.unique(place.all)) < len(place.all):
-            raise ValueError(
+            raise InvalidValue(
                 f"{name}: {argument} has duplicates; sample without replacement, or set allow_duplicates=True."
             )
         return place
@@ -325,13 +326,13 @@ class ISogCLR(SogCLR):
         self._adam = variant == "fastclip"
         super().__init__(start, negatives=negatives, variant=variant, **options)  # type: ignore[arg-type]
         if not 1e-8 <= lowest <= start <= temperature_max:
-            raise ValueError(
+            raise InvalidValue(
                 f"{name}: temperature_init {start} lies outside [temperature_min, temperature_max] = [{lowest}, "
                 f"{temperature_max}], or these are not positive; widen the bounds or move the initial value."
             )
         for option, value, most in (("rho", rho, math.inf), ("eta", eta, math.inf), ("beta", beta, 1.0)):
             if not 0 <= value <= most:
-                raise ValueError(f"{name}: {option} is {value}; give a number from 0 to {most:g}.")
+                raise InvalidValue(f"{name}: {option} is {value}; give a number from 0 to {most:g}.")
         check_choice(name, "eta_schedule", eta_schedule, ("constant", "cosine", "exponential"))
         self.temperature_min, self.temperature_max = lowest, temperature_max
         self.rho, self.eta, self.eta_schedule, self.eta_min, self.beta = rho, eta, eta_schedule, eta_min, beta

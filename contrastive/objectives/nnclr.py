@@ -13,6 +13,7 @@ and the same with the roles of n and p exchanged, "symmetric with respect to the
 import torch
 from torch import Tensor, nn
 
+from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.infonce import info_nce
 from contrastive.objectives.inputs import check_temperature, check_views, scaled_rows
@@ -42,7 +43,7 @@ class NNCLR(Objective):
         super().__init__()
         check_temperature("NNCLR", temperature)
         if queue_size < 1:
-            raise ValueError(f"NNCLR: queue_size is {queue_size}; give at least 1, usually 4096 or more.")
+            raise InvalidValue(f"NNCLR: queue_size is {queue_size}; give at least 1, usually 4096 or more.")
         self.temperature = temperature
         self.predictor = predictor
         self.queue = KeyQueue(queue_size)
@@ -64,7 +65,7 @@ class NNCLR(Objective):
         """
         check_views("NNCLR", views, minimum=2)
         if len(views) != 2:
-            raise ValueError(f"NNCLR: got {len(views)} views; call it with two.")
+            raise InvalidValue(f"NNCLR: got {len(views)} views; call it with two.")
         rows = at_least_float32(torch.stack(views))
         predictions = rows if self.predictor is None else self.predictor(rows.flatten(0, 1)).view_as(rows)
         self.queue.prepare(views[0])

@@ -27,6 +27,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.independence import VariationalTerm, mmd
 from contrastive.objectives.inputs import check_choice, check_temperature, check_views, scaled_rows
@@ -173,7 +174,7 @@ class SepCLR(Objective):
         """
         batch = _Batch.of("SepCLR", common_views, salient_views, is_target, self.temperature, min_views=2)
         if len(batch.salient) != len(batch.common):
-            raise ValueError(
+            raise InvalidValue(
                 f"SepCLR: got {len(batch.common)} common and {len(batch.salient)} salient views; give both codes of "
                 "every view."
             )
@@ -219,7 +220,7 @@ class SepCLR(Objective):
             information = mmd(common, gather(is_target))
         elif self.information in _WITH_NETWORK:
             if self.network is None:
-                raise ValueError(
+                raise InvalidValue(
                     f"SepCLR: information={self.information!r} has a network whose size is not known; give "
                     "dims=(width of common codes, width of salient codes)."
                 )
@@ -294,7 +295,7 @@ class SupervisedSepCLR(Objective):
             "SupervisedSepCLR", common_views, salient_views, is_target, self.temperature, min_views=1
         )
         if len(batch.salient) != 1 or attributes.shape != batch.salient[0].shape:
-            raise ValueError(
+            raise InvalidValue(
                 f"SupervisedSepCLR: got {len(batch.salient)} salient views of shape {tuple(batch.salient[0].shape)} "
                 f"and attributes of shape {tuple(attributes.shape)}; give one view with a column for each attribute."
             )
@@ -350,7 +351,7 @@ class _Batch(NamedTuple):
         check_views(f"{name}, salient_views", salients, minimum=min_views)
         size = len(commons[0])
         if len(salients[0]) != size or is_target.shape != (size,) or is_target.is_floating_point():
-            raise ValueError(
+            raise InvalidValue(
                 f"{name}: common views have {size} rows, salient views {len(salients[0])}, and is_target has shape "
                 f"{tuple(is_target.shape)} and dtype {is_target.dtype}; give both codes of the same samples, and for "
                 "each True (target) or False (background)."
@@ -407,5 +408,5 @@ def _agreement(values: Tensor, attribute: Tensor, width: float) -> Tensor:
 
 def _checked_weight(objective: str, name: str, value: float) -> float:
     if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{objective}: {name} is {value}; give 0 or more.")
+        raise InvalidValue(f"{objective}: {name} is {value}; give 0 or more.")
     return value

@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from contrastive.errors import InvalidValue
 from contrastive.objectives.inputs import check_choice
 
 NetworkName = Literal["odd_even", "bitonic"]
@@ -55,7 +56,7 @@ def soft_sort(
         ValueError: for a bad shape or option.
     """
     if values.ndim != 2 or not values.is_floating_point():
-        raise ValueError(
+        raise InvalidValue(
             f"soft_sort: values have shape {tuple(values.shape)} and dtype {values.dtype}; expected floating-point "
             "rows (R, n)."
         )
@@ -116,9 +117,11 @@ def build_comparator(name: str, comparator: str, steepness: float, exponent: flo
     """``alpha(d)`` for these options, checked; ``name`` is whose options they are."""
     check_choice(name, "comparator", comparator, tuple(COMPARATORS))
     if not (math.isfinite(steepness) and steepness > 0):
-        raise ValueError(f"{name}: steepness is {steepness}; give a finite number above 0, usually 1 to 100.")
+        raise InvalidValue(
+            f"{name}: steepness is {steepness}; give a finite number above 0, usually 1 to 100."
+        )
     if not 0 <= exponent < 1:
-        raise ValueError(f"{name}: exponent is {exponent}; give a number in [0, 1).")
+        raise InvalidValue(f"{name}: exponent is {exponent}; give a number in [0, 1).")
     options = {"exponent": exponent} if comparator == "logistic_phi" else {}
     return partial(COMPARATORS[comparator], steepness=steepness, **options)
 

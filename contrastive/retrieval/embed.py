@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from contrastive.data.loader import Loader
+from contrastive.errors import InvalidValue
 from contrastive.retrieval.ids import Array, Ids, as_ids
 from contrastive.retrieval.metadata import Columns, as_columns
 from contrastive.retrieval.shards import Embeddings, begin, finish, shard_path, write_shard
@@ -73,13 +74,13 @@ def embed(
     columns = as_columns(metadata)
     for what, size in {"ids": len(names), **{name: len(values) for name, values in columns.items()}}.items():
         if size != count:
-            raise ValueError(f"embed: {what} has {size} values for {count} inputs; give one for each.")
+            raise InvalidValue(f"embed: {what} has {size} values for {count} inputs; give one for each.")
     if not count or min(batch_size, shard_size) < 1:
-        raise ValueError(
+        raise InvalidValue(
             f"embed: {count} inputs, batch_size={batch_size}, shard_size={shard_size}; each must be above 0."
         )
     if thumbnails and isinstance(inputs, Sequence):
-        raise ValueError("embed: thumbnails are of images, the inputs are texts; pass thumbnails=False.")
+        raise InvalidValue("embed: thumbnails are of images, the inputs are texts; pass thumbnails=False.")
     plan = {
         "count": count,
         "shard_size": shard_size,
@@ -239,7 +240,7 @@ def embed_named(
     }
     if named.takes_text:
         if id_column is not None and id_prefix:
-            raise ValueError(
+            raise InvalidValue(
                 f"embed: ids are those of id_column={id_column!r}, or id_prefix={id_prefix!r} and row numbers; give "
                 "one of the two."
             )
@@ -265,7 +266,7 @@ def _embed_data(
     split = split or ("train" if data.inputs.test is None else "test")
     inputs = data.inputs.train if split == "train" else data.inputs.test
     if inputs is None:
-        raise ValueError("embed: the data have no test set; use split='train'.")
+        raise InvalidValue("embed: the data have no test set; use split='train'.")
     labels = data.known.train_labels if split == "train" else data.known.test_labels
     metadata: dict[str, Sequence[Any]] = {}
     if labels is not None:
@@ -346,7 +347,7 @@ def png(image: Tensor) -> bytes:
     from PIL import Image
 
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(
+        raise InvalidValue(
             f"thumbnails need uint8 images (C, H, W) of 1 or 3 channels, got {tuple(image.shape)} {image.dtype}; pass "
             "thumbnails=False."
         )

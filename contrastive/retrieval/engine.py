@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from contrastive.errors import ExtraMissing, InvalidValue
+
 Array = NDArray[Any]
 NOTHING = -1
 """Slot of a place that could not be filled; its closeness is ``-inf``."""
@@ -41,7 +43,7 @@ def faiss() -> Any:
 def set_threads(number: int) -> None:
     """Let FAISS use so many threads for building and searching (all processor cores by default)."""
     if number < 1:
-        raise ValueError(f"set_threads({number}): give at least one thread.")
+        raise InvalidValue(f"set_threads({number}): give at least one thread.")
     if (library := faiss()) is not None:
         library.omp_set_num_threads(number)
 
@@ -200,7 +202,7 @@ class Approximate:
     def __init__(self, factory: str, dim: int, euclidean: bool, index: Any = None) -> None:
         library = faiss()
         if library is None:
-            raise ImportError(
+            raise ExtraMissing(
                 f"factory={factory!r} needs FAISS, which is not installed (pip install faiss-cpu); without it "
                 "factory='Flat' searches exactly by PyTorch."
             )
@@ -211,7 +213,7 @@ class Approximate:
                 index = library.index_factory(dim, factory, metric)
             except RuntimeError as error:
                 reason = str(error).strip().splitlines()[-1]
-                raise ValueError(
+                raise InvalidValue(
                     f"factory={factory!r} is no index that FAISS can make for width {dim} ({reason}); give 'auto', "
                     "'Flat', 'HNSW32', 'IVF1024,PQ32x8' or another factory string of FAISS."
                 ) from error
@@ -252,7 +254,7 @@ class Approximate:
             self.index.train(rows)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise ValueError(
+            raise InvalidValue(
                 f"factory={self.factory!r} cannot be trained on {len(rows)} vectors ({reason}); use a smaller one, or "
                 "'Flat'."
             ) from error
@@ -278,7 +280,7 @@ class Approximate:
         try:
             offsets, values, slots = self.index.range_search(queries, radius)
         except RuntimeError as error:
-            raise ValueError(
+            raise InvalidValue(
                 f"range_search: FAISS has none for factory={self.factory!r}; use search with a large k, or 'Flat'."
             ) from error
         values = _closeness(values, self.euclidean)
@@ -334,13 +336,13 @@ class Approximate:
         """
         library = faiss()
         if library is None:
-            raise ImportError(f"{path} needs FAISS, which is not installed: pip install faiss-cpu.")
+            raise ExtraMissing(f"{path} needs FAISS, which is not installed: pip install faiss-cpu.")
         try:
             flag = getattr(library, "IO_FLAG_MMAP_IFC", 0)  # before version 1.11 everything is read
             index = library.read_index(str(path), flag if mapped else 0)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise ValueError(f"{path} cannot be read by FAISS {library.__version__} ({reason}).") from error
+            raise InvalidValue(f"{path} cannot be read by FAISS {library.__version__} ({reason}).") from error
         return cls(factory, dim, euclidean, index)
 
     def _selector(self, mask: Array) -> Any:

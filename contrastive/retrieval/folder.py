@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from contrastive.errors import FileInTheWay, FileMissing, InvalidValue
+
 MANIFEST = "manifest.json"
 
 
@@ -36,7 +38,7 @@ def write_folder(
             read_manifest(folder, kind, version)
         except (FileNotFoundError, ValueError) as error:
             if not (folder / MANIFEST).is_file() or json_kind(folder) != kind:
-                raise FileExistsError(
+                raise FileInTheWay(
                     f"{folder} holds something that is no {kind}, and is not overwritten; give another folder."
                 ) from error
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,19 +78,19 @@ def read_manifest(folder: Path, kind: str, version: int) -> dict[str, Any]:
         found = (
             ", ".join(sorted(os.listdir(folder))[:5]) or "nothing" if folder.is_dir() else "no such folder"
         )
-        raise FileNotFoundError(
-            f"{folder} is no {kind} ({found}): there is no {MANIFEST}; give the right folder."
-        )
+        raise FileMissing(f"{folder} is no {kind} ({found}): there is no {MANIFEST}; give the right folder.")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(document, dict):
-            raise ValueError("no JSON object")
+            raise InvalidValue("no JSON object")
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); make the folder again, or copy it again.") from error
+        raise InvalidValue(
+            f"{path} is damaged ({error}); make the folder again, or copy it again."
+        ) from error
     if document.get("kind") != kind:
-        raise ValueError(f"{folder} is a {document.get('kind', 'folder of another program')}, no {kind}.")
+        raise InvalidValue(f"{folder} is a {document.get('kind', 'folder of another program')}, no {kind}.")
     if document.get("version") != version:
-        raise ValueError(
+        raise InvalidValue(
             f"{folder} has version {document.get('version')} of the format, this library reads {version}; "
             "use the library's version that wrote it, or make the folder again."
         )
@@ -115,9 +117,9 @@ def check_files(folder: Path, document: Mapping[str, Any], *, checksums: bool = 
         size = path.stat().st_size if path.is_file() else None
         if size != expected["bytes"]:
             given = "is missing" if size is None else f"has {size} bytes instead of {expected['bytes']}"
-            raise ValueError(f"{path} {given}; the folder is incomplete: copy it or make it again.")
+            raise InvalidValue(f"{path} {given}; the folder is incomplete: copy it or make it again.")
         if checksums and checksum(path) != expected["sha256"]:
-            raise ValueError(
+            raise InvalidValue(
                 f"{path} does not have the checksum that was recorded: it was changed or damaged; copy it or make it "
                 "again."
             )

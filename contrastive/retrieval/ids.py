@@ -6,6 +6,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from contrastive.errors import InvalidType, InvalidValue
+
 Array = NDArray[Any]
 Ids: TypeAlias = Sequence[int] | Sequence[str] | Array
 
@@ -70,7 +72,7 @@ class IdTable:
         found = as_ids(ids, call, unique=unique)
         if self._size and len(found) and (found.dtype == object) != self.strings:
             kinds = "strings" if self.strings else "integers"
-            raise TypeError(
+            raise InvalidType(
                 f"{call}: the ids here are {kinds}, the first given is {found.tolist()[0]!r}; give {kinds}."
             )
         return found
@@ -161,7 +163,7 @@ def as_ids(ids: Ids, call: str, *, unique: bool = True) -> Array:
     """
     found = np.asarray(ids)
     if found.ndim != 1:
-        raise ValueError(
+        raise InvalidValue(
             f"{call}: ids have the shape {found.shape}; give one id for each vector, shape (N,)."
         )
     if found.dtype.kind in "iu" or not len(found):
@@ -169,7 +171,7 @@ def as_ids(ids: Ids, call: str, *, unique: bool = True) -> Array:
     elif found.dtype.kind == "U":
         found = found.astype(object)
     elif found.dtype != object or not all(isinstance(i, str) for i in found):
-        raise TypeError(
+        raise InvalidType(
             f"{call}: ids have the type {found.dtype} (first {found.tolist()[0]!r}); give integers, or strings, "
             "for all vectors."
         )
@@ -178,7 +180,7 @@ def as_ids(ids: Ids, call: str, *, unique: bool = True) -> Array:
     different, counts = np.unique(found, return_counts=True)
     if len(different) < len(found):
         twice = different[counts > 1]
-        raise ValueError(
+        raise InvalidValue(
             f"{call}: {len(twice)} ids stand more than once, as {twice.tolist()[0]!r}; give each vector "
             "an id of its own."
         )

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from contrastive.errors import InvalidType, InvalidValue, UnknownKey
 from contrastive.retrieval.engine import choose_factory
 from contrastive.retrieval.folder import check_files, read_manifest, write_folder
 from contrastive.retrieval.ids import Array, Ids, IdTable
@@ -53,9 +54,9 @@ class Index:
         fingerprint: str | None = None,
     ) -> None:
         if metric not in METRICS:
-            raise ValueError(f"Index: metric is {metric!r}; choose one of {', '.join(METRICS)}.")
+            raise InvalidValue(f"Index: metric is {metric!r}; choose one of {', '.join(METRICS)}.")
         if dim < 1:
-            raise ValueError(f"Index: dim is {dim}; give the width of the vectors.")
+            raise InvalidValue(f"Index: dim is {dim}; give the width of the vectors.")
         self.fingerprint = fingerprint
         self.tuned: dict[str, Any] | None = None
         """What :meth:`tune` found: effort, re-ranking, recall and speed."""
@@ -266,7 +267,7 @@ class Index:
         rows = as_rows(vectors, self.metric, self.dim, "add")
         prepared = self._check_new(rows, ids, metadata, "add")
         if self._neighbours.training_rows:
-            raise ValueError(
+            raise InvalidValue(
                 f"add: factory={self.factory!r} must be trained first; make the index by Index.build(vectors)."
             )
         self._append(rows, *prepared)
@@ -289,7 +290,7 @@ class Index:
         slots = self._slots(ids, "update")
         rows = as_rows(vectors, self.metric, self.dim, "update")
         if len(rows) != len(slots):
-            raise ValueError(f"update: got {len(rows)} vectors for {len(slots)} ids; give one for each.")
+            raise InvalidValue(f"update: got {len(rows)} vectors for {len(slots)} ids; give one for each.")
         table = metadata
         if metadata is None and self._metadata.table is not None:
             table = self._metadata.table.take(pa.array(slots))
@@ -314,15 +315,15 @@ class Index:
     ) -> tuple[Array, pa.Table | None]:
         if ids is None:
             if self._ids.strings:
-                raise TypeError(f"{call}: the ids here are strings; give ids.")
+                raise InvalidType(f"{call}: the ids here are strings; give ids.")
             first = int(self._ids.values.max()) + 1 if len(self._ids) else 0
             ids = np.arange(first, first + len(rows))
         found = self._ids.check(ids, call)
         if len(found) != len(rows):
-            raise ValueError(f"{call}: got {len(found)} ids for {len(rows)} vectors; give one for each.")
+            raise InvalidValue(f"{call}: got {len(found)} ids for {len(rows)} vectors; give one for each.")
         here = self._ids.find(found) >= 0
         if here.any():
-            raise ValueError(
+            raise InvalidValue(
                 f"{call}: {int(here.sum())} of {len(found)} ids are in the index, as {found[here].tolist()[0]!r}; "
                 "use update for these."
             )
@@ -364,7 +365,7 @@ class Index:
             TypeError, ValueError: queries that are not valid, k below 1, or a filter that does not fit the columns.
         """
         if k < 1:
-            raise ValueError(f"search: k is {k}; give the number of neighbours, 1 or more.")
+            raise InvalidValue(f"search: k is {k}; give the number of neighbours, 1 or more.")
         rows = as_rows(queries, self.metric, self.dim, "search")
         mask = self._mask(filter, "search")
         few = bool(filter) and mask is not None and int(mask.sum()) <= _FEW and self._neighbours.has_vectors
@@ -386,7 +387,7 @@ class Index:
         """
         rows = as_rows(queries, self.metric, self.dim, "range_search")
         if self.metric == "euclidean" and score > 0:
-            raise ValueError(f"range_search: score is {score}; give minus the largest distance, 0 or less.")
+            raise InvalidValue(f"range_search: score is {score}; give minus the largest distance, 0 or less.")
         scores, slots = self._neighbours.range_search(rows, score, self._mask(filter, "range_search"))
         return scores, [self._ids.named(found) for found in slots]
 
@@ -420,7 +421,7 @@ class Index:
             ValueError: an empty index, a recall out of range, or codes without the vectors to compare with.
         """
         if not 0 < recall <= 1 or k < 1 or not len(self):
-            raise ValueError(
+            raise InvalidValue(
                 f"tune: recall={recall}, k={k}, {len(self)} vectors; give a recall in (0, 1], k of 1 or more, and an "
                 "index that is not empty."
             )
@@ -449,14 +450,14 @@ class Index:
         slots = self._ids.find(found)
         if (slots < 0).any():
             missing = found[slots < 0]
-            raise KeyError(
+            raise UnknownKey(
                 f"{call}: {len(missing)} of {len(found)} ids are not in the index, as {missing.tolist()[0]!r}."
             )
         return slots
 
     def _require_vectors(self, call: str) -> None:
         if not self._neighbours.has_vectors:
-            raise ValueError(
+            raise InvalidValue(
                 f"{call}: factory={self.factory!r} keeps codes, not vectors; build the index with keep_vectors=True."
             )
 
@@ -513,7 +514,7 @@ class Index:
         path = Path(folder)
         manifest = read_manifest(path, KIND, VERSION)
         if fingerprint is not None and manifest["fingerprint"] not in (None, fingerprint):
-            raise ValueError(
+            raise InvalidValue(
                 f"{path} holds vectors of the encoder {str(manifest['fingerprint'])[:12]}, queries come from "
                 f"{fingerprint[:12]}; their distances mean nothing: use that encoder, build the index anew, or pass "
                 "fingerprint=None if you know better."
@@ -531,7 +532,7 @@ class Index:
         rest = table.drop_columns(["id", "__alive"])
         index._metadata = Metadata(rest if rest.num_columns else None)
         if len(index._neighbours) != len(index._ids):
-            raise ValueError(
+            raise InvalidValue(
                 f"{path} holds {len(index._ids)} ids and {len(index._neighbours)} vectors; make the index again."
             )
         return index
@@ -577,14 +578,16 @@ def check_alike(indexes: Sequence[Index], call: str) -> None:
         ValueError: there are none, or widths, metrics or encoders differ.
     """
     if not indexes:
-        raise ValueError(f"{call}: got no index; give one or more.")
+        raise InvalidValue(f"{call}: got no index; give one or more.")
     for other in indexes[1:]:
         for name in ("dim", "metric", "fingerprint"):
             mine, theirs = getattr(indexes[0], name), getattr(other, name)
             if mine != theirs:
                 if name == "fingerprint":
                     mine, theirs = (None if one is None else one[:12] for one in (mine, theirs))
-                raise ValueError(f"{call}: {name} is {mine!r} in the first index and {theirs!r} in another.")
+                raise InvalidValue(
+                    f"{call}: {name} is {mine!r} in the first index and {theirs!r} in another."
+                )
 
 
 def _free_memory() -> int:

@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from contrastive.errors import InvalidValue
+
 Columns: TypeAlias = pa.Table | Mapping[str, Sequence[Any]] | None
 Filter: TypeAlias = Mapping[str, Any] | None
 
@@ -32,17 +34,17 @@ class Metadata:
         if columns is not None and not isinstance(columns, pa.Table):
             table = pa.table(as_columns(columns))
         if table is not None and table.num_rows != count:
-            raise ValueError(
+            raise InvalidValue(
                 f"{call}: metadata has {table.num_rows} rows for {count} vectors; give one for each."
             )
         if table is not None and "id" in table.column_names:
-            raise ValueError(f"{call}: metadata has a column 'id'; give ids as ids, and rename the column.")
+            raise InvalidValue(f"{call}: metadata has a column 'id'; give ids as ids, and rename the column.")
         if empty:
             return table
         own = [] if self.table is None else self.table.column_names
         given = [] if table is None else table.column_names
         if set(own) != set(given):
-            raise ValueError(
+            raise InvalidValue(
                 f"{call}: metadata has the columns {given or 'none'}, the index has {own or 'none'}; give the same."
             )
         if table is None or self.table is None:
@@ -50,7 +52,7 @@ class Metadata:
         try:
             return table.select(own).cast(self.table.schema)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise ValueError(f"{call}: metadata does not have the types of the index: {error}.") from error
+            raise InvalidValue(f"{call}: metadata does not have the types of the index: {error}.") from error
 
     def append(self, table: pa.Table | None) -> None:
         """Add rows that were checked."""
@@ -82,7 +84,7 @@ class Metadata:
         found: Any = None
         for name, wanted in filter.items():
             if self.table is None or name not in names:
-                raise ValueError(
+                raise InvalidValue(
                     f"{call}: there is no column {name!r} to filter by; there are: {names or 'none'}."
                 )
             column = self.table.column(name)
@@ -100,7 +102,7 @@ class Metadata:
                 else:
                     met = pc.equal(column, pa.scalar(wanted))
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-                raise ValueError(
+                raise InvalidValue(
                     f"{call}: column {name!r} of type {column.type} cannot be compared with {wanted!r} ({error})."
                 ) from error
             met = pc.fill_null(met, False).to_numpy()

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from contrastive.errors import ExtraMissing, FileInTheWay, FileMissing, InvalidValue
 from contrastive.retrieval.ids import Array
 from contrastive.retrieval.index import Index
 from contrastive.retrieval.metadata import Filter
@@ -52,7 +53,7 @@ def export_to_milvus(
 
     client = _client(uri, token)
     if client.has_collection(collection):
-        raise FileExistsError(f"{uri} has a collection {collection!r}; drop it there, or give another name.")
+        raise FileInTheWay(f"{uri} has a collection {collection!r}; drop it there, or give another name.")
     manifest = index.manifest
     strings = manifest["id"] == "string"
     about = {name: manifest[name] for name in ("metric", "dim", "fingerprint", "id")}
@@ -104,7 +105,7 @@ class MilvusIndex:
     def __init__(self, *, uri: str = "milvus.db", collection: str = "contrastive", token: str = "") -> None:
         self.client, self.collection = _client(uri, token), collection
         if not self.client.has_collection(collection):
-            raise FileNotFoundError(
+            raise FileMissing(
                 f"{uri} has no collection {collection!r}; there are: {self.client.list_collections() or 'none'}."
             )
         try:
@@ -112,7 +113,7 @@ class MilvusIndex:
             self.metric, self.dim, self.fingerprint = about["metric"], about["dim"], about["fingerprint"]
             self._strings = about["id"] == "string"
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise InvalidValue(
                 f"collection {collection!r} of {uri} was not made by export_to_milvus; export an index to a new one."
             ) from error
         self.client.load_collection(collection)
@@ -128,7 +129,7 @@ class MilvusIndex:
             TypeError, ValueError: queries that are not valid, k below 1, or a column that cannot be named.
         """
         if k < 1:
-            raise ValueError(f"search: k is {k}; give the number of neighbours, 1 or more.")
+            raise InvalidValue(f"search: k is {k}; give the number of neighbours, 1 or more.")
         rows = as_rows(queries, self.metric, self.dim, "search")
         scores = np.full((len(rows), k), -np.inf, np.float32)
         ids = np.full((len(rows), k), None if self._strings else -1, object if self._strings else np.int64)
@@ -156,7 +157,7 @@ def expression(filter: Mapping[str, Any]) -> str:
     conditions = []
     for name, wanted in filter.items():
         if not name.isidentifier():
-            raise ValueError(
+            raise InvalidValue(
                 f"search: a column {name!r} cannot be named in a filter of Milvus; use letters and digits."
             )
         if isinstance(wanted, slice):
@@ -177,5 +178,5 @@ def _client(uri: str, token: str) -> Any:
     try:
         from pymilvus import MilvusClient
     except ImportError as error:
-        raise ImportError("Milvus needs the extra 'milvus': pip install 'contrastive[milvus]'.") from error
+        raise ExtraMissing("Milvus needs the extra 'milvus': pip install 'contrastive[milvus]'.") from error
     return MilvusClient(uri=uri, token=token)

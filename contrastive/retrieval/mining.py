@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from contrastive.errors import InvalidValue
 from contrastive.retrieval.ids import Array, Ids
 from contrastive.retrieval.index import Index
 
@@ -41,17 +42,17 @@ def mine_negatives(
         ValueError: the metric is Euclidean, or an option is out of its range.
     """
     if index.metric == "euclidean":
-        raise ValueError(
+        raise InvalidValue(
             "mine_negatives: the margin is a share of a similarity; use an index of cosine or dot."
         )
     if k < 1 or not 0 < margin <= 1 or candidates < k:
-        raise ValueError(
+        raise InvalidValue(
             f"mine_negatives: k={k}, margin={margin}, candidates={candidates}; give k of 1 or more, a margin in (0, 1] "
             "and at least k candidates."
         )
     own, theirs = np.asarray(anchors), np.asarray(positives)
     if own.shape != theirs.shape:
-        raise ValueError(
+        raise InvalidValue(
             f"mine_negatives: {len(own)} anchors and {len(theirs)} positives; give one for each."
         )
     all_scores, all_ids = [], []
@@ -113,5 +114,5 @@ def _values(index: Index, ids: Array, column: str) -> Array:
     table = index.columns(ids)
     if table is None or column not in table.column_names:
         names = [] if table is None else table.column_names
-        raise ValueError(f"mine_negatives: there is no column {column!r}; there are: {names or 'none'}.")
+        raise InvalidValue(f"mine_negatives: there is no column {column!r}; there are: {names or 'none'}.")
     return np.array(table[column].to_pylist(), object)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from contrastive.errors import FileMissing, InvalidValue
 from contrastive.retrieval.embed import embed_named, embed_run
 from contrastive.retrieval.ids import Array
 from contrastive.retrieval.index import Index
@@ -64,21 +65,21 @@ def write_embeddings(
             :func:`contrastive.retrieval.embed_run` and :func:`contrastive.retrieval.embed_named`.
     """
     if (run is None) == (encoder is None):
-        raise ValueError(
+        raise InvalidValue(
             "embed: give either run (the folder of a training run) or encoder (as timm/resnet18), to say what encodes."
         )
     common: dict[str, Any] = {"shard_size": shard_size, "batch_size": batch_size, "device": device}
     common |= {"split": split, "id_prefix": id_prefix, "thumbnails": thumbnails}
     if run is not None:
         if not pretrained or image_size is not None or id_column is not None or column != "text":
-            raise ValueError(
+            raise InvalidValue(
                 "embed: pretrained, image_size, column and id_column are options of encoder; a run has weights and a "
                 "size of images of its own."
             )
         return embed_run(run, out, source=source, **common)
     assert encoder is not None
     if source is None:
-        raise ValueError(
+        raise InvalidValue(
             f"embed: encoder={encoder!r} has no data of its own; give source, as a folder of images."
         )
     return embed_named(
@@ -171,10 +172,10 @@ def search_index(
             the index was made with, or there is no such id; indexes that cannot be searched together.
     """
     if [id, image, text].count(None) != 2:
-        raise ValueError("search: give one of id, image and text, to say what to search for.")
+        raise InvalidValue("search: give one of id, image and text, to say what to search for.")
     wanted = id is None
     if wanted and ((run is None) == (encoder is None) or (text is not None and encoder is None)):
-        raise ValueError(
+        raise InvalidValue(
             "search: an image needs either run (the folder of a training run) or encoder (as timm/resnet18), a text "
             "needs encoder (as sentence-transformers/all-MiniLM-L6-v2): the one that the index was made with."
         )
@@ -193,7 +194,7 @@ def search_index(
     if not wanted:
         own = str(id) if opened.manifest["id"] == "string" else _integer(str(id))
         if own not in opened:
-            raise ValueError(
+            raise InvalidValue(
                 f"search: there is no item {own!r} among the {len(opened):,} of {', '.join(map(str, folders))}."
             )
         queries = opened.reconstruct(np.array([own]))
@@ -226,7 +227,7 @@ def _integer(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"search: the ids of this index are integers, got {text!r}.") from None
+        raise InvalidValue(f"search: the ids of this index are integers, got {text!r}.") from None
 
 
 def _encode_by_run(run: Folder, image: str) -> tuple[str | None, Array]:
@@ -246,7 +247,7 @@ def _encode_by_name(
 
     named = NamedEncoder(encoder, pretrained=pretrained, image_size=image_size)
     if named.takes_text != (text is not None):
-        raise ValueError(
+        raise InvalidValue(
             f"search: encoder={encoder!r} takes {'a text' if named.takes_text else 'an image'}; give one."
         )
     if image is not None:
@@ -263,7 +264,7 @@ def _encode(encoder: nn.Module, image: str, shape: tuple[int, int, int]) -> Arra
 
     path = Path(image)
     if not path.is_file():
-        raise FileNotFoundError(f"search: there is no image {image}; give the path of a file.")
+        raise FileMissing(f"search: there is no image {image}; give the path of a file.")
     channels, *size = shape
     pixels = scale(decode(path.read_bytes(), channels), (size[0], size[1]))
     features = extract_features(encoder, [(pixels[None], torch.zeros(1, dtype=torch.int64))])

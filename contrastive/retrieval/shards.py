@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from contrastive.errors import FileInTheWay, FileMissing, InvalidValue
 from contrastive.retrieval.folder import MANIFEST, checksum, read_manifest
 from contrastive.retrieval.ids import Array
 
@@ -39,13 +40,13 @@ def begin(folder: Path, plan: dict[str, Any]) -> None:
         different = [name for name in sorted({*found, *plan}) if found.get(name) != plan.get(name)]
         if different:
             name = different[0]
-            raise ValueError(
+            raise InvalidValue(
                 f"{folder} was begun with {name} {found.get(name)!r}, this run has {plan.get(name)!r}; give another "
                 "folder, or remove this one."
             )
         return
     if folder.is_dir() and any(not name.startswith(".") for name in os.listdir(folder)):
-        raise FileExistsError(f"{folder} holds something that is no embeddings; give another folder.")
+        raise FileInTheWay(f"{folder} holds something that is no embeddings; give another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     _write_text(path, json.dumps(plan, indent=2))
 
@@ -85,7 +86,9 @@ def finish(folder: Path, plan: dict[str, Any], count: int) -> bool:
         return False
     schemas = [pq.read_schema(path) for path in paths]
     if any(not schema.equals(schemas[0]) for schema in schemas):
-        raise ValueError(f"the shards in {folder} have different columns; remove the folder and begin again.")
+        raise InvalidValue(
+            f"the shards in {folder} have different columns; remove the folder and begin again."
+        )
     files = {
         path.name: {
             "rows": pq.read_metadata(path).num_rows,
@@ -123,7 +126,7 @@ class Embeddings:
     def __init__(self, folder: Folder, *, check: bool = False) -> None:
         self.folder = Path(folder)
         if (self.folder / PLAN).is_file() and not (self.folder / MANIFEST).is_file():
-            raise FileNotFoundError(
+            raise FileMissing(
                 f"{folder} holds unfinished embeddings; run the command that writes them again, it goes on."
             )
         self.manifest = read_manifest(self.folder, KIND, VERSION)
@@ -132,7 +135,7 @@ class Embeddings:
             size = path.stat().st_size if path.is_file() else None
             if size != expected["bytes"] or (check and checksum(path) != expected["sha256"]):
                 given = "is missing" if size is None else "is damaged or was changed"
-                raise ValueError(
+                raise InvalidValue(
                     f"{path} {given}; remove {MANIFEST} and the shard, and embed again: it goes on."
                 )
 
@@ -159,7 +162,7 @@ class Embeddings:
         """
         names = self.manifest["columns"] if columns is None else list(columns)
         if unknown := set(names) - set(self.manifest["columns"]):
-            raise ValueError(
+            raise InvalidValue(
                 f"{self.folder} has no column {sorted(unknown)[0]!r}; there are: {self.manifest['columns']}."
             )
         for path in self.paths:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from contrastive.errors import FileMissing, InvalidValue
 from contrastive.retrieval.folder import checksum
 from contrastive.retrieval.ids import Array
 
@@ -69,7 +70,7 @@ def read_texts(source: str | os.PathLike[str], column: str = "text", id_column: 
     """
     path = Path(source)
     if not path.is_file():
-        raise FileNotFoundError(f"texts: there is no file {path}; give one of {', '.join(SUFFIXES)}.")
+        raise FileMissing(f"texts: there is no file {path}; give one of {', '.join(SUFFIXES)}.")
     if path.suffix == ".txt":
         lines = path.read_text(encoding="utf-8-sig").split("\n")
         if lines[-1] == "":
@@ -78,20 +79,20 @@ def read_texts(source: str | os.PathLike[str], column: str = "text", id_column: 
     elif path.suffix in SUFFIXES:
         table = _read_table(path, column)
     else:
-        raise ValueError(f"texts: {path} is of a kind that is not read; give one of {', '.join(SUFFIXES)}.")
+        raise InvalidValue(f"texts: {path} is of a kind that is not read; give one of {', '.join(SUFFIXES)}.")
     for name in (column, id_column):
         if name is not None and name not in table.column_names:
-            raise ValueError(
+            raise InvalidValue(
                 f"texts: {path} has no column {name!r}; there are: {', '.join(table.column_names)}. Name the column of "
                 "the texts as column, that of the ids as id_column."
             )
     texts = table.column(column)
     if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
-        raise ValueError(f"texts: column {column!r} of {path} holds {texts.type}; give one of strings.")
+        raise InvalidValue(f"texts: column {column!r} of {path} holds {texts.type}; give one of strings.")
     blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(texts), ""), True).to_numpy()
     if blank.any() or not len(texts):
         rows = np.flatnonzero(blank)
-        raise ValueError(
+        raise InvalidValue(
             f"texts: {len(rows)} of {len(texts)} texts of {path} are empty"
             + (f", the first in row {rows[0]} (from 0); remove them." if len(rows) else "; give some.")
         )
@@ -99,14 +100,14 @@ def read_texts(source: str | os.PathLike[str], column: str = "text", id_column: 
     if id_column is not None:
         values = table.column(id_column)
         if values.null_count:
-            raise ValueError(
+            raise InvalidValue(
                 f"texts: {values.null_count} ids in {id_column!r} of {path} are missing; fill them in."
             )
         ids = values.to_numpy() if pa.types.is_integer(values.type) else np.array(values.to_pylist(), object)
         table = table.drop_columns([id_column])
     for name in ("id", "vector"):
         if name in table.column_names:
-            raise ValueError(
+            raise InvalidValue(
                 f"texts: {path} has a column {name!r}, a name that embeddings need for themselves; rename it"
                 + (", or name it as id_column." if name == "id" else ".")
             )
@@ -125,4 +126,4 @@ def _read_table(path: Path, column: str) -> pa.Table:
             convert_options=pa.csv.ConvertOptions(column_types={column: pa.string()}),
         )
     except pa.ArrowException as error:
-        raise ValueError(f"texts: {path} cannot be read ({error}); repair it.") from error
+        raise InvalidValue(f"texts: {path} cannot be read ({error}); repair it.") from error

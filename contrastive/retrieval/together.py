@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from contrastive.errors import InvalidValue, UnknownKey
 from contrastive.retrieval.ids import Array, Ids
 from contrastive.retrieval.index import Index, check_alike
 from contrastive.retrieval.metadata import Filter
@@ -46,7 +47,9 @@ class IndexSet:
         kinds = [member.manifest["id"] for member in self._filled]
         for kind in kinds:
             if kind != kinds[0]:
-                raise ValueError(f"IndexSet: ids are {kinds[0]}s in the first index and {kind}s in another.")
+                raise InvalidValue(
+                    f"IndexSet: ids are {kinds[0]}s in the first index and {kind}s in another."
+                )
         self._refuse_common_ids()
 
     def _refuse_common_ids(self) -> None:
@@ -61,7 +64,7 @@ class IndexSet:
         if different < len(ids):
             ids = np.sort(ids)
             twice = ids[1:][ids[1:] == ids[:-1]]
-            raise ValueError(
+            raise InvalidValue(
                 f"IndexSet: {len(twice)} ids stand in more than one index, as {twice.tolist()[0]!r}; remove them from "
                 "all but one, or give the vectors ids of their own."
             )
@@ -127,7 +130,7 @@ class IndexSet:
         try:
             joined = pa.concat_tables(tables, promote_options="permissive")
         except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
-            raise ValueError(f"columns: the indexes have different types: {error}.") from error
+            raise InvalidValue(f"columns: the indexes have different types: {error}.") from error
         return joined.sort_by("__place").drop_columns(["__place"])
 
     def reconstruct(self, ids: Ids) -> Array:
@@ -151,7 +154,7 @@ class IndexSet:
             if here.any():
                 parts.append((member, wanted[here], np.flatnonzero(here)))
         if missing.any():
-            raise KeyError(
+            raise UnknownKey(
                 f"{call}: {int(missing.sum())} of {len(wanted)} ids are in none of the indexes, as "
                 f"{wanted[missing].tolist()[0]!r}."
             )

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from contrastive.errors import InvalidType, InvalidValue
+
 Array = NDArray[Any]
 Vectors: TypeAlias = torch.Tensor | Array
 Metric = Literal["cosine", "dot", "euclidean"]
@@ -29,10 +31,10 @@ def as_rows(vectors: Vectors, metric: Metric, dim: int | None, call: str) -> Arr
         vectors = (vectors.float() if vectors.is_floating_point() else vectors).numpy()
     rows = np.asarray(vectors)
     if rows.dtype.kind != "f":
-        raise TypeError(f"{call}: vectors have the type {rows.dtype}; give floating-point numbers.")
+        raise InvalidType(f"{call}: vectors have the type {rows.dtype}; give floating-point numbers.")
     if rows.ndim != 2 or rows.shape[1] != (rows.shape[1] if dim is None else dim) or rows.shape[1] == 0:
         width = "D" if dim is None else dim
-        raise ValueError(
+        raise InvalidValue(
             f"{call}: vectors have the shape {rows.shape}; expected (N, {width})"
             + (
                 "; give one vector as x[None]."
@@ -53,13 +55,13 @@ def as_rows(vectors: Vectors, metric: Metric, dim: int | None, call: str) -> Arr
 def _name_bad_row(length: Array, call: str) -> None:
     bad = np.flatnonzero(~np.isfinite(length))
     if len(bad):
-        raise ValueError(
+        raise InvalidValue(
             f"{call}: {len(bad)} of {len(length)} vectors hold a NaN, an infinite or a huge value, the first in row "
             f"{bad[0]}; leave them out, or check the encoder."
         )
     bad = np.flatnonzero(length == 0)
     if len(bad):
-        raise ValueError(
+        raise InvalidValue(
             f"{call}: {len(bad)} of {len(length)} vectors are zero, the first in row {bad[0]}; a cosine needs a "
             "direction: leave them out, or use another metric."
         )

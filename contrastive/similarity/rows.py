@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from contrastive.errors import InvalidValue, NotReady
+
 RowLoss = Callable[..., Tensor]
 
 # Up to this many entries the matrix is small: plain autograd is as fast, and can be differentiated twice.
@@ -41,7 +43,9 @@ def stream_rows(
     """
     check_pair("stream_rows", queries, keys)
     if block_size is not None and block_size < 1:
-        raise ValueError(f"stream_rows: block_size is {block_size}; give at least 1 row, or None to choose.")
+        raise InvalidValue(
+            f"stream_rows: block_size is {block_size}; give at least 1 row, or None to choose."
+        )
     num_queries, num_keys = len(queries), len(keys)
     with torch.autocast(queries.device.type, enabled=False):
         queries, keys = at_least_float32(queries), at_least_float32(keys)
@@ -116,7 +120,7 @@ class _DifferentiableOnce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> Any:
-        raise RuntimeError(
+        raise NotReady(
             f"{ctx.name}: a streamed result was differentiated twice, "  # type: ignore[attr-defined]
             "but only matrices of at most "
             f"{DENSE_ENTRIES} entries are kept for that. Use a smaller batch for second derivatives."
@@ -144,12 +148,12 @@ def check_pair(name: str, queries: Tensor, keys: Tensor) -> None:
     """Refuse queries ``(M, D)`` and keys ``(N, D)`` that do not fit each other."""
     for role, x in (("queries", queries), ("keys", keys)):
         if x.ndim != 2 or not x.is_floating_point():
-            raise ValueError(
+            raise InvalidValue(
                 f"{name}: {role} has shape {tuple(x.shape)} and dtype {x.dtype}; expected a "
                 "floating-point matrix (rows, D)."
             )
     if queries.shape[1] != keys.shape[1] or queries.dtype != keys.dtype or queries.device != keys.device:
-        raise ValueError(
+        raise InvalidValue(
             f"{name}: queries are {tuple(queries.shape)} {queries.dtype} on {queries.device} and keys "
             f"{tuple(keys.shape)} {keys.dtype} on {keys.device}; give both the same width, dtype and device."
         )

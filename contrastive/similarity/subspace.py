@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contrastive.errors import InvalidValue
 from contrastive.similarity import rows as engine
 from contrastive.similarity.rows import RowLoss, at_least_float32, check_pair, differentiable_once
 
@@ -41,7 +42,7 @@ def stream_subspace(
     """
     check_pair("stream_subspace", queries, keys)
     if weights.shape != queries.shape or weights.dtype != queries.dtype:
-        raise ValueError(
+        raise InvalidValue(
             f"stream_subspace: weights are {tuple(weights.shape)} {weights.dtype} and queries "
             f"{tuple(queries.shape)} {queries.dtype}; give one weight for each number of the queries."
         )

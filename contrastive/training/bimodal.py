@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive.encoders import ProjectionHead
+from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.infonce import InfoNCE
 from contrastive.training.optim import OptimizerConfig
@@ -72,7 +73,7 @@ class PretrainPairs(Pretrain):
         seed: int = 0,
     ) -> None:
         if encoder is second_encoder:
-            raise ValueError(
+            raise InvalidValue(
                 "encoder and second_encoder of PretrainPairs are one module; give each modality its own."
             )
         if objective is None:
@@ -80,7 +81,7 @@ class PretrainPairs(Pretrain):
         views, second_views = views or AsTheyAre(), second_views or AsTheyAre()
         for name, module in (("views", views), ("second_views", second_views)):
             if getattr(module, "num_views", 1) != 1:
-                raise ValueError(
+                raise InvalidValue(
                     f"{name} of PretrainPairs makes {module.num_views} views; the other modality is the second view, "
                     "so set views=1."
                 )
@@ -104,7 +105,7 @@ class PretrainPairs(Pretrain):
             for e, p in ((encoder, self.projector), (second_encoder, self.second_projector))
         ]
         if None not in widths and widths[0] != widths[1]:
-            raise ValueError(
+            raise InvalidValue(
                 f"the projectors of PretrainPairs end in widths {widths[0]} and {widths[1]}; give both one width, so "
                 "that embeddings can be compared."
             )
@@ -127,7 +128,7 @@ class PretrainPairs(Pretrain):
             ValueError: If the inputs are not two.
         """
         if not isinstance(inputs, (tuple, list)) or len(inputs) != 2:
-            raise ValueError(
+            raise InvalidValue(
                 "PretrainPairs needs batches whose inputs are (first, second); use PairData, or data that give them."
             )
         generator = torch.Generator(device=inputs[0].device).manual_seed(seed)

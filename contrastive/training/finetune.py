@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from contrastive.encoders import ProjectionHead, TimmEncoder
+from contrastive.errors import FileMissing, InvalidValue
 from contrastive.evaluation.metrics import Classification, classify
 from contrastive.evaluation.results import describe_data, describe_encoder, write_result
 from contrastive.evaluation.run import load_run_encoder
@@ -84,11 +85,11 @@ class FineTune(Pretrain):
         seed: int = 0,
     ) -> None:
         if not 0 < layer_decay <= 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"layer_decay of FineTune is {layer_decay}; give a number in (0, 1], 1 for none."
             )
         if weight < 0:
-            raise ValueError(f"weight of FineTune is {weight}; give 0 or more.")
+            raise InvalidValue(f"weight of FineTune is {weight}; give 0 or more.")
         start = encoder if isinstance(encoder, str) else None
         if isinstance(encoder, str):
             encoder = find_encoder(encoder)
@@ -125,7 +126,7 @@ class FineTune(Pretrain):
         data = getattr(self.trainer, "datamodule", None)
         if self._sizes is None and (getattr(data, "num_classes", None) or 0) < 2:
             given = "there is no data module" if data is None else f"{type(data).__name__} has none"
-            raise ValueError(
+            raise InvalidValue(
                 f"FineTune needs the labels of two classes or more, but {given}; choose a labelled data source."
             )
         self.class_names = list(getattr(data, "class_names", []))
@@ -158,7 +159,7 @@ class FineTune(Pretrain):
 
     def _contrast(self, views: list[Tensor], batch: Batch) -> Tensor:
         if batch.labels is None:
-            raise ValueError("FineTune: the batch has no labels; choose a labelled data source.")
+            raise InvalidValue("FineTune: the batch has no labels; choose a labelled data source.")
         features = self.embed(views)
         self.embeddings = tuple(feature.detach() for feature in features)
         options: dict[str, Any] = {"index": batch.index, "labels": batch.labels}
@@ -204,7 +205,7 @@ def find_encoder(start: str) -> nn.Module:
 
     if timm.is_model(start):
         return TimmEncoder(start, pretrained=True)
-    raise ValueError(
+    raise InvalidValue(
         f"encoder of FineTune is {start!r}, which is no folder here and no model of timm; give the folder of a run, as "
         "runs/quickstart/0, a name of timm, as resnet18, or a class with its arguments."
     )
@@ -280,7 +281,7 @@ def judge_classifier(module: FineTune, loader: Iterable[Batch]) -> Classificatio
     scores, targets = [], []
     for batch in loader:
         if batch.labels is None:
-            raise ValueError("judge_classifier: a batch has no labels; give a labelled test set.")
+            raise InvalidValue("judge_classifier: a batch has no labels; give a labelled test set.")
         scores.append(module.classify(batch.inputs.to(module.device)).softmax(1).cpu())
         targets.append(batch.labels)
     for part, mode in modes:
@@ -314,7 +315,7 @@ def load_classifier(run: str | os.PathLike[str]) -> nn.Sequential:
     """
     file = Path(run) / "classifier" / "classifier.safetensors"
     if not file.is_file():
-        raise FileNotFoundError(
+        raise FileMissing(
             f"load_classifier(run={str(run)!r}): there is no {file}; give the folder of a finished run of FineTune."
         )
     weights = load_file(file)

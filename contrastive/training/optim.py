@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from contrastive.errors import InvalidValue
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -47,7 +49,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         if self.name not in ("adamw", "sgd", "lars"):
-            raise ValueError(f"optimizer.name is {self.name!r}; choose 'adamw', 'sgd' or 'lars'.")
+            raise InvalidValue(f"optimizer.name is {self.name!r}; choose 'adamw', 'sgd' or 'lars'.")
         ranges = {
             "learning_rate": (self.learning_rate > 0, "a number above 0"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
@@ -63,7 +65,7 @@ class OptimizerConfig:
         }
         for name, (valid, accepted) in ranges.items():
             if not valid:
-                raise ValueError(f"optimizer.{name} is {getattr(self, name)}; give {accepted}.")
+                raise InvalidValue(f"optimizer.{name} is {getattr(self, name)}; give {accepted}.")
 
     def peak(self, global_batch: int) -> float:
         """Highest learning rate of a run with ``global_batch`` samples for each optimiser step."""
@@ -92,7 +94,7 @@ def build_optimizer(
     """
     warmup = config.warmup(total_steps)
     if warmup >= total_steps:
-        raise ValueError(
+        raise InvalidValue(
             f"optimizer.warmup_steps is {warmup}, but the run has only {total_steps} steps; "
             "give a number below that or train longer."
         )
@@ -155,7 +157,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         if parameter.requires_grad:
             groups.setdefault((named.get(name, 1.0), parameter.ndim >= 2), []).append(parameter)
     if not groups:
-        raise ValueError(
+        raise InvalidValue(
             f"{type(module).__name__} has no parameter that requires a gradient; "
             "give an encoder or a projector that is not frozen."
         )

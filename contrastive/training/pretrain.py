@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from contrastive.encoders import MomentumEncoder, ProjectionHead
+from contrastive.errors import InvalidType, InvalidValue, NotFinite
 from contrastive.objectives.base import Objective
 from contrastive.training.caching import encode_in_chunks
 from contrastive.training.optim import OptimizerConfig, build_optimizer, group_options, restore_options
@@ -90,31 +91,31 @@ class Pretrain(LightningModule):
         super().__init__()
         dim = feature_width("encoder of Pretrain", encoder)
         if not 0 <= momentum < 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"momentum of Pretrain is {momentum}; give a number in [0, 1), 0 for no momentum encoder."
             )
         if momentum_final is not None and not 0 < momentum <= momentum_final <= 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"momentum_final of Pretrain is {momentum_final} and momentum is {momentum}; give a momentum above 0 "
                 "and a final value from there to 1, or None to keep the momentum."
             )
         self._taught = "teacher" in objective.requires
         if self._taught and (symmetric or not momentum):
-            raise ValueError(
+            raise InvalidValue(
                 f"objective {type(objective).__name__} requires a teacher, the embeddings of all views by a momentum "
                 f"encoder, but momentum is {momentum} and symmetric is {symmetric}; train it with "
                 "Pretrain(momentum=0.99, symmetric=False)."
             )
         if cache_chunk_size < 0:
-            raise ValueError(
+            raise InvalidValue(
                 f"cache_chunk_size of Pretrain is {cache_chunk_size}; give a number of rows, or 0."
             )
         if seed < 0:
-            raise ValueError(f"seed of Pretrain is {seed}; give 0 or more.")
+            raise InvalidValue(f"seed of Pretrain is {seed}; give 0 or more.")
         projector = prepare_projector(projector if projector is not None else ProjectionHead(), dim)
         views = views if views is not None else SimCLRViews()
         if momentum and not self._taught and getattr(views, "num_views", 2) != 2:
-            raise ValueError(
+            raise InvalidValue(
                 f"momentum of Pretrain is {momentum} and {type(views).__name__} makes {views.num_views} "
                 "views; a momentum encoder needs two: set views=2, or momentum=0."
             )
@@ -149,12 +150,12 @@ class Pretrain(LightningModule):
         required = set(self.objective.requires)
         name = type(self.objective).__name__
         if unknown := required - self._provides - ({"teacher"} if self._taught else set()):
-            raise ValueError(
+            raise InvalidValue(
                 f"objective {name} requires {', '.join(sorted(unknown))}, but {type(self).__name__} can pass "
                 f"{' and '.join(sorted(self._provides))} only; train it with a module of your own that passes them."
             )
         if ("labels" in required or self.use_labels) and getattr(data, "num_classes", None) == 0:
-            raise ValueError(
+            raise InvalidValue(
                 f"{name if 'labels' in required else 'use_labels=True'} needs labels, but the data has none "
                 "(num_classes is 0); choose a labelled data source, or an objective that does not require "
                 "labels such as InfoNCE."
@@ -183,7 +184,7 @@ class Pretrain(LightningModule):
         """
         self._planned_steps = self.total_steps
         if self.optimizer_config.reference_batch and self.samples_per_loss is None:
-            raise ValueError(
+            raise InvalidValue(
                 "optimizer.reference_batch is set, but the loader of the training data has no batch_size to "
                 "scale the learning rate by; set reference_batch=0 and give the scaled learning_rate."
             )
@@ -230,7 +231,7 @@ class Pretrain(LightningModule):
         """
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
-            raise ValueError(
+            raise InvalidValue(
                 "the trainer has neither max_epochs nor max_steps, but the learning-rate schedule needs the "
                 "length of the run; set one of them."
             )
@@ -283,7 +284,7 @@ class Pretrain(LightningModule):
         except FloatingPointError as error:
             problem = error
         if self._anywhere(problem is not None):
-            raise FloatingPointError(self._describe(problem, batch)) from problem
+            raise NotFinite(self._describe(problem, batch)) from problem
         assert loss is not None
 
         self.log("loss", loss, prog_bar=True, on_step=True, on_epoch=False)
@@ -357,7 +358,7 @@ class Pretrain(LightningModule):
         """What the objective is given of a batch besides embeddings."""
         wants_labels = self.use_labels or "labels" in self.objective.requires
         if wants_labels and batch.labels is None:
-            raise ValueError(
+            raise InvalidValue(
                 f"objective {type(self.objective).__name__} is to be given labels, but the batch has none; "
                 "choose a labelled data source, or set use_labels=False and an objective that does not "
                 "require them."
@@ -423,7 +424,7 @@ class Pretrain(LightningModule):
         if self._sizes is None and sizes is not None:
             self._size_objective(**sizes)
         elif sizes != self._sizes:
-            raise ValueError(
+            raise InvalidValue(
                 f"the checkpoint was trained on {_describe_sizes(sizes)}, the data given has "
                 f"{_describe_sizes(self._sizes)}; resume with the same data, or start a new run from the saved encoder."
             )
@@ -463,7 +464,7 @@ def feature_width(role: str, encoder: nn.Module) -> int:
     """
     width = getattr(encoder, "dim", None)
     if not isinstance(width, int):
-        raise TypeError(
+        raise InvalidType(
             f"{role} is a {type(encoder).__name__} whose dim is {width!r}; an integer is needed, the width of its "
             "features: set it (encoder.dim = 512) or use one of contrastive.encoders."
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from contrastive.encoders import ProjectionHead
+from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.sepclr import SepCLR
 from contrastive.training.optim import OptimizerConfig
@@ -70,13 +71,15 @@ class Separate(Pretrain):
         seed: int = 0,
     ) -> None:
         if common_encoder is salient_encoder:
-            raise ValueError(
+            raise InvalidValue(
                 "common_encoder and salient_encoder of Separate are one module; give each space its own."
             )
         common_width = feature_width("common_encoder of Separate", common_encoder)
         salient_width = feature_width("salient_encoder of Separate", salient_encoder)
         if background < 0:
-            raise ValueError(f"background of Separate is {background}; give the label of background samples.")
+            raise InvalidValue(
+                f"background of Separate is {background}; give the label of background samples."
+            )
         super().__init__(
             salient_encoder,
             objective if objective is not None else SepCLR(),
@@ -121,18 +124,18 @@ class Separate(Pretrain):
             ValueError: If they do not.
         """
         if "is_target" not in self.objective.requires:
-            raise ValueError(
+            raise InvalidValue(
                 f"objective {type(self.objective).__name__} does not take two codes and is_target; give Separate one "
                 "that does, such as SepCLR, or train with Pretrain."
             )
         classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
         if classes is not None and classes < 2:
-            raise ValueError(
+            raise InvalidValue(
                 f"Separate needs data with the labels of background and target samples, but these have {classes} "
                 "classes; use BlendedData, or a source with a class for each."
             )
         if classes is not None and self.background >= classes:
-            raise ValueError(
+            raise InvalidValue(
                 f"background of Separate is {self.background}, but the labels of the data are 0 to {classes - 1}; give "
                 "the number of the class of background samples."
             )
@@ -145,7 +148,7 @@ class Separate(Pretrain):
 
     def _objective(self, embeddings: list[Tensor], batch: Batch) -> Tensor:
         if batch.labels is None:
-            raise ValueError(
+            raise InvalidValue(
                 "Separate needs to know which samples are background, but the batch has no labels; choose a labelled "
                 "data source."
             )

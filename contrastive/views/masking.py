@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from contrastive.errors import InvalidValue
+
 TRIES = 10
 """Blocks tried per image; what is then missing of its share stays visible."""
 
@@ -43,14 +45,14 @@ class PatchMask(nn.Module):
     ) -> None:
         super().__init__()
         if patch < 1:
-            raise ValueError(f"PatchMask: patch is {patch}; give the side of a patch in pixels, as 16")
+            raise InvalidValue(f"PatchMask: patch is {patch}; give the side of a patch in pixels, as 16")
         if not 0 <= spread <= ratio or ratio + spread >= 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"PatchMask: ratio is {ratio} and spread is {spread}; shares from ratio - spread to ratio + spread "
                 "must lie in [0, 1), as those of 0.15 and 0.1"
             )
         if not 0 < aspect <= 1:
-            raise ValueError(f"PatchMask: aspect is {aspect}; give a ratio above 0 and at most 1, as 0.3")
+            raise InvalidValue(f"PatchMask: aspect is {aspect}; give a ratio above 0 and at most 1, as 0.3")
         self.patch, self.ratio, self.spread, self.aspect = patch, ratio, spread, aspect
         self.fill = (fill,) if isinstance(fill, (int, float)) else tuple(fill)
 
@@ -58,7 +60,7 @@ class PatchMask(nn.Module):
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return ``(B, C, H, W)`` with hidden patches; see the class."""
         if images.ndim != 4 or not images.is_floating_point() or len(self.fill) not in (1, images.shape[1]):
-            raise ValueError(
+            raise InvalidValue(
                 f"PatchMask: images have shape {tuple(images.shape)} and type {images.dtype}, and fill has "
                 f"{len(self.fill)} values; give a floating-point batch (B, C, H, W) and one value, or one a channel"
             )

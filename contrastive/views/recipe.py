@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from contrastive.errors import InvalidValue
 from contrastive.views.colour import apply_colour, colour_map, gaussian_blur, solarise
 from contrastive.views.sampling import TRIES, Boxes, Scratch, random_boxes, resample, resample_rotated
 
@@ -66,31 +67,31 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"size of a view is {self.size}: it is a side in pixels; give at least 1, for example 32"
             )
         if self.size < 2 and self.blur > 0:
-            raise ValueError(
+            raise InvalidValue(
                 "blur needs views of size at least 2, but size is 1: set blur=0 or a larger size"
             )
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"crop scale of a view is {self.crop_scale}: expected (smallest, largest) fractions of the "
                 "image's area with 0 < smallest <= largest <= 1, for example (0.2, 1.0)"
             )
         for name in ("flip", "jitter_probability", "grey", "blur", "solarise"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
+                raise InvalidValue(
                     f"{name} of a view is {getattr(self, name)}: it is a probability; "
                     "give a value from 0 (never) to 1 (always)"
                 )
         if not 0 <= self.rotation <= 180:
-            raise ValueError(
+            raise InvalidValue(
                 f"rotation of a view is {self.rotation}: it is the largest angle either way; "
                 "give degrees from 0 to 180"
             )
         if len(self.jitter) != 4 or min(self.jitter) < 0 or self.jitter[3] > 0.5:
-            raise ValueError(
+            raise InvalidValue(
                 f"jitter of a view is {self.jitter}: expected four strengths (brightness, contrast, "
                 "saturation, hue), none negative and hue at most 0.5, for example (0.4, 0.4, 0.4, 0.1)"
             )

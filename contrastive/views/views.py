@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from contrastive.errors import InvalidType, InvalidValue
 from contrastive.views.recipe import Recipe
 from contrastive.views.sampling import Scratch
 
@@ -46,7 +47,7 @@ class Views(nn.Module):
     def __init__(self, recipes: Sequence[Recipe]) -> None:
         super().__init__()
         if not recipes:
-            raise ValueError("Views got no recipes: give one Recipe for each view, for example two")
+            raise InvalidValue("Views got no recipes: give one Recipe for each view, for example two")
         self.recipes = tuple(recipes)
 
     @property
@@ -116,7 +117,7 @@ class SimCLRViews(Views):
         solarise: float | Sequence[float] = 0.0,
     ) -> None:
         if views < 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"views of SimCLRViews is {views}: give the number of views, at least 1, usually 2"
             )
         blurs, solarises = _per_view("blur", blur, views), _per_view("solarise", solarise, views)
@@ -171,7 +172,7 @@ class MultiCrop(Views):
         solarise: float | Sequence[float] = 0.0,
     ) -> None:
         if global_views < 1 or local_views < 0:
-            raise ValueError(
+            raise InvalidValue(
                 f"MultiCrop got global_views={global_views} and local_views={local_views}: give at least "
                 "1 global and at least 0 local views, usually 2 and 6"
             )
@@ -188,7 +189,7 @@ class MultiCrop(Views):
 def _per_view(name: str, value: float | Sequence[float], views: int) -> list[float]:
     values = list(value) if isinstance(value, Sequence) else [value] * views
     if len(values) != views:
-        raise ValueError(
+        raise InvalidValue(
             f"{name} lists {len(values)} probabilities for {views} views: give one for each view, "
             "or one number for all"
         )
@@ -203,19 +204,19 @@ def _to_float(images: Tensor, scratch: Scratch) -> Tensor:
 def _check_images(images: Tensor) -> None:
     if not isinstance(images, Tensor) or not (images.dtype == torch.uint8 or images.is_floating_point()):
         given = f"a tensor of {images.dtype}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
-        raise TypeError(
+        raise InvalidType(
             f"images given to the views are {given}: expected a tensor of uint8, or of floating point in "
             "[0, 1]; convert them, for example with torchvision.transforms.v2.functional.pil_to_tensor"
         )
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
-        raise ValueError(
+        raise InvalidValue(
             f"images given to the views have shape {tuple(images.shape)}: expected a batch (B, C, H, W) with "
             "C = 1 or 3 and H, W >= 1; add a missing dimension with unsqueeze, or move the channels with permute"
         )
     if images.is_floating_point() and images.numel():
         low, high = (bound.item() for bound in images.aminmax())
         if not (low >= 0 and high <= 1):
-            raise ValueError(
+            raise InvalidValue(
                 f"images given to the views have values from {low:.4g} to {high:.4g}: expected floating-point "
                 "images in [0, 1]; divide by 255, or leave normalising to the encoder, which follows the views"
             )

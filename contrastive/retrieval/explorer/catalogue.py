@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from contrastive.errors import InvalidValue
 from contrastive.retrieval.index import Index
 
 Array = NDArray[Any]
@@ -63,7 +64,7 @@ class Column:
         """
         if isinstance(wanted, Mapping):
             if self.kind != "range":
-                raise ValueError(f"column {self.name!r} holds no range of numbers; filter it by a value")
+                raise InvalidValue(f"column {self.name!r} holds no range of numbers; filter it by a value")
             return slice(wanted["low"], wanted["high"])
         values = wanted if isinstance(wanted, list) else [wanted]
         if self.kind == "choice":
@@ -71,13 +72,13 @@ class Column:
             found = [known.get(_key(value)) for value in values]
             if None in found:
                 missing = values[found.index(None)]
-                raise ValueError(
+                raise InvalidValue(
                     f"column {self.name!r} holds no {missing!r}; choose one of its {len(known)} values"
                 )
             return found if isinstance(wanted, list) else found[0]
         if self.kind == "text" and all(isinstance(value, str) for value in values):
             return values
-        raise ValueError(
+        raise InvalidValue(
             f"column {self.name!r} cannot be filtered by {wanted!r}: "
             + {"range": "give low and high", "text": "give a text", "none": "its type is not supported"}[
                 self.kind
@@ -113,7 +114,7 @@ class Catalogue:
 
     def __init__(self, index: Index, name: str) -> None:
         if not len(index):
-            raise ValueError(f"explore: the index {name!r} is empty; add vectors to it first")
+            raise InvalidValue(f"explore: the index {name!r} is empty; add vectors to it first")
         self.index, self.name = index, name
         self.ids: Array = index.ids
         self._order = np.argsort(self.ids, kind="stable")
@@ -197,13 +198,13 @@ class Catalogue:
             ValueError: the vector has another width, or the filter does not fit the columns.
         """
         if len(vector) != self.index.dim:
-            raise ValueError(
+            raise InvalidValue(
                 f"the vector has {len(vector)} values; this index holds vectors of {self.index.dim}"
             )
         columns = {column.name: column for column in self.columns}
         for name in filter:
             if name not in columns:
-                raise ValueError(
+                raise InvalidValue(
                     f"there is no column {name!r} in {self.name!r}; there are {sorted(columns) or 'none'}"
                 )
         conditions = {name: columns[name].condition(wanted) for name, wanted in filter.items()}
@@ -254,7 +255,7 @@ class Catalogue:
             ValueError: ``k`` is not between 2 and :data:`MOST_CLUSTERS`.
         """
         if not 2 <= k <= MOST_CLUSTERS:
-            raise ValueError(f"{k} clusters were asked for; 2 to {MOST_CLUSTERS} are possible")
+            raise InvalidValue(f"{k} clusters were asked for; 2 to {MOST_CLUSTERS} are possible")
         rows = self.map().rows
         with self._mapping:
             if k not in self._clusters:

@@ -8,6 +8,7 @@ import socket
 import webbrowser
 from pathlib import Path
 
+from contrastive.errors import ExtraMissing, FileTrouble, InvalidValue
 from contrastive.retrieval.index import Index
 
 Folder = str | os.PathLike[str]
@@ -43,7 +44,7 @@ def explore(
     """
     missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(
+        raise ExtraMissing(
             f"explore needs {', '.join(missing)}, which this environment lacks: pip install 'contrastive[explore]'"
         )
     listening = _listen(host, port)  # first, since loading may take a while
@@ -73,7 +74,7 @@ def explore(
 def _listen(host: str, port: int) -> socket.socket:
     """A socket that listens; the port is taken from here on."""
     if not 0 <= port <= 65535:  # the system would take the remainder
-        raise ValueError(f"explore(port={port}): give a number from 0 to 65535")
+        raise InvalidValue(f"explore(port={port}): give a number from 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -97,7 +98,7 @@ def _listen(host: str, port: int) -> socket.socket:
             )
         elif error.errno == errno.EACCES:
             advice = "give one above 1023"
-        raise OSError(f"explore: port {port} of {host} cannot be opened ({reason}); {advice}") from error
+        raise FileTrouble(f"explore: port {port} of {host} cannot be opened ({reason}); {advice}") from error
     return listening
 
 

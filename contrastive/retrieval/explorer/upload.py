@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from contrastive.data.images import as_image, scale
+from contrastive.errors import FileMissing, InvalidValue
 
 MOST_PIXELS = 50_000_000
 FORMATS = (
@@ -70,13 +71,13 @@ def decode(content: bytes) -> Image.Image:
             if (
                 picture.width * picture.height > MOST_PIXELS
             ):  # known from the header, before anything is decoded
-                raise ValueError(
+                raise InvalidValue(
                     f"the image has {picture.width} x {picture.height} pixels; at most {MOST_PIXELS:,} are accepted; "
                     "scale it down"
                 )
             return ImageOps.exif_transpose(picture).convert("RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(
+        raise InvalidValue(
             f"the file is not an image that can be read ({error}); send one of {', '.join(FORMATS)}"
         ) from error
 
@@ -91,10 +92,10 @@ def _image_shape(run: str | os.PathLike[str]) -> tuple[int, int, int]:
     config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     try:
         if not isinstance(config, dict) or "data" not in config:
-            raise FileNotFoundError(f"{path} does not name the data")
+            raise FileMissing(f"{path} does not name the data")
         channels, height, width = instantiate(config["data"], LightningDataModule).image_shape
     except Exception as error:  # anyone's code reads the data
-        raise ValueError(
+        raise InvalidValue(
             f"explore(run={str(run)!r}): the size of the run's images is not known, since its data cannot be opened "
             f"({type(error).__name__}: {error}); bring the data back, or leave run out and search by items"
         ) from error
