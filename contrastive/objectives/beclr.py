@@ -21,11 +21,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from contrastive.checks import check_choice
 from contrastive.errors import InvalidValue, NotFinite
 from contrastive.objectives.base import Objective
 from contrastive.objectives.clustered_memory import ClusteredMemory
 from contrastive.objectives.enhanced_contrast import Batches, Negatives, beclr
-from contrastive.objectives.inputs import check_choice, check_temperature, check_views, scaled_rows
+from contrastive.objectives.inputs import check_temperature, check_views, scaled_rows
 from contrastive.similarity import gather
 from contrastive.similarity.rows import at_least_float32
 

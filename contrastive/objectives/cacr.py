@@ -24,9 +24,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from contrastive.checks import check_choice
 from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
-from contrastive.objectives.inputs import check_choice, check_views, divide, sample_ids, scaled_rows
+from contrastive.objectives.inputs import check_views, divide, sample_ids, scaled_rows
 from contrastive.objectives.queue import KeyQueue
 from contrastive.similarity import Gathered, average, gather, global_sum, logsumexp_cross, stream_rows
 from contrastive.similarity import rows as streaming

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contrastive.checks import check_choice
 from contrastive.errors import InvalidValue, NotFinite
 from contrastive.objectives.clusters import (
     assignment_plan,
@@ -15,7 +16,6 @@ from contrastive.objectives.clusters import (
     nearest_in_ranges,
     sort_by_cluster,
 )
-from contrastive.objectives.inputs import check_choice
 
 _NO_CLASS = -1
 

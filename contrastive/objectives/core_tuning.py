@@ -33,16 +33,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contrastive.checks import check_choice
 from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.focal import focal_contrast
-from contrastive.objectives.inputs import (
-    check_choice,
-    check_temperature,
-    check_views,
-    sample_ids,
-    zero_loss,
-)
+from contrastive.objectives.inputs import check_temperature, check_views, sample_ids, zero_loss
 from contrastive.objectives.mixing import (
     Draws,
     Mixing,

@@ -6,8 +6,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from contrastive.checks import check_choice
 from contrastive.errors import InvalidValue
-from contrastive.objectives.inputs import check_choice, check_temperature, divide, sample_ids, scaled_rows
+from contrastive.objectives.inputs import check_temperature, divide, sample_ids, scaled_rows
 from contrastive.similarity import Gathered, gather, global_mean, logsumexp_cross, logsumexp_self
 
 Negatives = Literal["student", "mixed", "teacher"]

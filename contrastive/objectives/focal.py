@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from contrastive.checks import check_choice
 from contrastive.errors import InvalidValue
 from contrastive.objectives.inputs import (
-    check_choice,
     check_temperature,
     check_views,
     divide,

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from contrastive.checks import check_choice
 from contrastive.errors import InvalidValue
-from contrastive.objectives.inputs import check_choice, check_temperature, check_views, zero_loss
+from contrastive.objectives.inputs import check_temperature, check_views, zero_loss
 from contrastive.similarity import average, gather, global_sum, stream_rows, stream_subspace
 from contrastive.similarity.rows import at_least_float32
 

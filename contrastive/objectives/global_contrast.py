@@ -11,8 +11,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from contrastive.checks import check_choice
 from contrastive.errors import InvalidValue
-from contrastive.objectives.inputs import check_choice, check_temperature, check_views, scaled_rows
+from contrastive.objectives.inputs import check_temperature, check_views, scaled_rows
 from contrastive.similarity import Gathered, gather, global_mean
 from contrastive.similarity.tempered import largest_other, tempered_both, tempered_self
 

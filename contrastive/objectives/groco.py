@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from contrastive.checks import check_choice
 from contrastive.errors import InvalidValue, NotFinite
 from contrastive.objectives.base import Objective
-from contrastive.objectives.inputs import check_choice, check_views
+from contrastive.objectives.inputs import check_views
 from contrastive.objectives.sorting import (
     Comparator,
     ComparatorName,

@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from contrastive.checks import check_choice
 from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.inputs import (
-    check_choice,
     check_temperature,
     check_views,
     divide,

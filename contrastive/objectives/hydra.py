@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from contrastive.checks import check_choice
 from contrastive.errors import InvalidValue, NotReady
 from contrastive.objectives.base import Objective
 from contrastive.objectives.gated import gated_contrast
 from contrastive.objectives.gates import GateGenerator, draw_partners
-from contrastive.objectives.inputs import check_choice, check_temperature, check_views, scaled_rows
+from contrastive.objectives.inputs import check_temperature, check_views, scaled_rows
 from contrastive.similarity import gather, global_mean, logsumexp_cross
 
 if TYPE_CHECKING:

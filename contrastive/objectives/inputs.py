@@ -101,9 +101,3 @@ def check_temperature(name: str, value: float | Tensor, *, name_of_value: str = 
         raise InvalidValue(
             f"{name}: {name_of_value} is {value}; give a positive number, usually between 0.05 and 1."
         )
-
-
-def check_choice(name: str, option: str, value: object, choices: tuple[object, ...]) -> None:
-    """Refuse a value of ``option`` that is none of ``choices``."""
-    if value not in choices:
-        raise InvalidValue(f"{name}: {option} is {value!r}; give one of {', '.join(map(repr, choices))}.")

@@ -31,6 +31,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from contrastive.checks import check_choice
 from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.global_contrast import (
@@ -43,7 +44,7 @@ from contrastive.objectives.global_contrast import (
     compare,
     move_estimators,
 )
-from contrastive.objectives.inputs import check_choice, check_temperature, check_views, scaled_rows
+from contrastive.objectives.inputs import check_temperature, check_views, scaled_rows
 from contrastive.objectives.state import SampleState
 from contrastive.similarity import Gathered, gather, global_mean
 from contrastive.similarity.rows import at_least_float32

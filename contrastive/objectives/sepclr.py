@@ -27,10 +27,11 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from contrastive.checks import check_choice
 from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.independence import VariationalTerm, mmd
-from contrastive.objectives.inputs import check_choice, check_temperature, check_views, scaled_rows
+from contrastive.objectives.inputs import check_temperature, check_views, scaled_rows
 from contrastive.similarity import Gathered, average, gather, gaussian_logsumexp, global_mean, stream_rows
 from contrastive.similarity.rows import at_least_float32
 

@@ -22,8 +22,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from contrastive.checks import check_choice
 from contrastive.errors import InvalidValue
-from contrastive.objectives.inputs import check_choice
 
 NetworkName = Literal["odd_even", "bitonic"]
 ComparatorName = Literal["cauchy", "logistic", "logistic_phi", "gaussian", "reciprocal", "optimal"]

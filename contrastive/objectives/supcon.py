@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from contrastive.checks import check_choice
 from contrastive.objectives.base import Objective
 from contrastive.objectives.inputs import (
-    check_choice,
     check_temperature,
     check_views,
     divide,
