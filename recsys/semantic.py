@@ -19,6 +19,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from contrastive.encoders.published import offline_if_unreachable
 from contrastive.errors import ExtraMissing, InvalidType, InvalidValue
 from contrastive.retrieval import Index
 from recsys.data import Sequences, Split
@@ -100,7 +102,8 @@ def _sentence_encoder(model: str, device: str | None) -> Any:
             )
         place = str(Path(package.submodule_search_locations[0]) / "model")
     try:
-        return SentenceTransformer(place, device=device)
+        with nullcontext() if Path(place).is_dir() else offline_if_unreachable():
+            return SentenceTransformer(place, device=device)
     except (OSError, ValueError) as error:
         raise InvalidValue(
             f"embed_texts: model={model!r} cannot be loaded ({' '.join(str(error).split())[:200]}); give 'minilm', a "

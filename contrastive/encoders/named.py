@@ -1,6 +1,5 @@
 """Other people's encoders by one name: ``timm/NAME``, ``torchvision/NAME`` or ``sentence-transformers/NAME``."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from contrastive.encoders.backbones import TimmEncoder, TorchvisionEncoder
 from contrastive.encoders.checkpoint import weights_fingerprint
 from contrastive.encoders.text import TextEncoder
-from contrastive.errors import FileTrouble, InvalidValue
+from contrastive.errors import InvalidValue
 
 KINDS = ("timm", "torchvision", "sentence-transformers")
 
@@ -88,52 +87,26 @@ def _timm(model: str, pretrained: bool, image_size: int | None) -> tuple[nn.Modu
     """The encoder, the side in pixels of its input, and the side of images of which this is the centre."""
     import timm
 
-    def build(pretrained: bool, side: int) -> TimmEncoder:
-        return TimmEncoder(model, pretrained=pretrained, image_size=side)
-
     if not timm.is_model(model):
-        build(False, 224)  # says what there is
+        TimmEncoder(model)  # says what there is
     config: Any = timm.get_pretrained_cfg(model) or timm.models.PretrainedCfg()
     side = image_size or int(config.input_size[-1])
-    return (
-        _fetched(f"timm/{model}", build, pretrained, side),
-        side,
-        _before_crop(side, config.crop_pct, image_size),
-    )
+    encoder = TimmEncoder(model, pretrained=pretrained, image_size=side)
+    return encoder, side, _before_crop(side, config.crop_pct, image_size)
 
 
 def _torchvision(model: str, pretrained: bool, image_size: int | None) -> tuple[nn.Module, int, int]:
     import torchvision.models as collection
 
-    def build(pretrained: bool, side: int) -> TorchvisionEncoder:
-        return TorchvisionEncoder(model, weights="DEFAULT" if pretrained else None, image_size=side)
-
     if model not in collection.list_models(module=collection):
-        build(False, 224)  # says what there is
+        TorchvisionEncoder(model)  # says what there is
     recipe = collection.get_model_weights(model).DEFAULT.transforms()
     side = image_size or int(recipe.crop_size[0])
     share = recipe.crop_size[0] / recipe.resize_size[0]
-    return (
-        _fetched(f"torchvision/{model}", build, pretrained, side),
-        side,
-        _before_crop(side, share, image_size),
-    )
+    encoder = TorchvisionEncoder(model, weights="DEFAULT" if pretrained else None, image_size=side)
+    return encoder, side, _before_crop(side, share, image_size)
 
 
 def _before_crop(side: int, share: float, image_size: int | None) -> int:
     """Side of the images whose centre is taken: as published, or with a size of the caller's the images themselves."""
     return side if image_size is not None else int(side / share)
-
-
-def _fetched(name: str, build: Callable[[bool, int], nn.Module], pretrained: bool, side: int) -> nn.Module:
-    encoder = build(False, side)  # what is wrong with the name or the size is said before anything is fetched
-    if not pretrained:
-        return encoder
-    try:
-        return build(True, side)
-    except Exception as error:  # of several network libraries
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FileTrouble(
-            f"the published weights of {name} cannot be fetched ({reason}); connect, or copy them into the cache of "
-            f"{name.partition('/')[0]}, or take random weights with pretrained=False (--pretrained false)."
-        ) from error

@@ -1,11 +1,14 @@
 """Encoders of text, from the models of sentence-transformers."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from contrastive.encoders.published import offline_if_unreachable
 from contrastive.errors import ExtraMissing, FileTrouble, InvalidType, InvalidValue
 
 
@@ -37,7 +40,8 @@ class TextEncoder(nn.Module):
                 "TextEncoder needs the extra 'text': pip install 'contrastive[text]'."
             ) from error
         try:
-            self.network: Any = SentenceTransformer(name, device="cpu")
+            with nullcontext() if Path(name).is_dir() else offline_if_unreachable():
+                self.network: Any = SentenceTransformer(name, device="cpu")
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise FileTrouble(

@@ -6,10 +6,10 @@ import timm
 import torch
 import torchvision
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from contrastive.data.images import as_image, scale
-from contrastive.encoders import TimmEncoder, named
+from contrastive.encoders import published
 from contrastive.encoders.checkpoint import weights_fingerprint
 from contrastive.encoders.named import NamedEncoder
 
@@ -63,13 +63,15 @@ def test_preprocessing_is_the_published_one(name: str, resize: int, crop: int) -
 
 
 def test_weights_that_cannot_be_fetched_are_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Offline(TimmEncoder):
-        def __init__(self, name: str, pretrained: bool, image_size: int) -> None:
-            if pretrained:
-                raise ConnectionError("no route to host\nmore")
-            super().__init__(name, image_size=image_size)
+    create = timm.create_model
 
-    monkeypatch.setattr(named, "TimmEncoder", Offline)
+    def offline(name: str, pretrained: bool = False, **options: object) -> nn.Module:
+        if pretrained:
+            raise ConnectionError("no route to host\nmore")
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr(published, "_reachable", lambda address: True)
     with pytest.raises(
         OSError, match=r"weights of timm/resnet10t cannot be fetched \(no route to host\); connect"
     ):
