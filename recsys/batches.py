@@ -10,7 +10,7 @@ Contrastive terms need prefixes that are independent: of one user they would be 
 apart, in a random order of all prefixes, as many a step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -158,18 +158,29 @@ class TrainingBatches:
         if not self._resuming:
             self._position = 0
         self._resuming = False
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
-        batches = self._cut(generator)
-        prefixes = torch.randperm(self.num_targets, generator=generator)
-        rank, world = _process()
-        steps = len(self)
+        order, steps = self._order(self.epoch), len(self)
         for step in range(self._position, steps):
-            number = step * world + rank
             self._position = step + 1
             if step == steps - 1:  # the next pass, or a resumed run, begins the next epoch
                 self.epoch, self._position = self.epoch + 1, 0
-            chosen = torch.arange(number * self.samples, (number + 1) * self.samples) % self.num_targets
-            yield self._batch(batches[number % len(batches)], prefixes[chosen])
+            yield self._at(order, step)
+
+    def at(self, epoch: int, steps: Iterable[int]) -> list[Batch]:
+        """Return the batches of some steps of an epoch; the place in the present one stays."""
+        order = self._order(epoch)
+        return [self._at(order, step) for step in steps]
+
+    def _order(self, epoch: int) -> tuple[list[Tensor], Tensor]:
+        """Windows of each batch of an epoch, and the order of its random prefixes."""
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+        return self._cut(generator), torch.randperm(self.num_targets, generator=generator)
+
+    def _at(self, order: tuple[list[Tensor], Tensor], step: int) -> Batch:
+        batches, prefixes = order
+        rank, world = _process()
+        number = step * world + rank
+        chosen = torch.arange(number * self.samples, (number + 1) * self.samples) % self.num_targets
+        return self._batch(batches[number % len(batches)], prefixes[chosen])
 
     def _cut(self, generator: torch.Generator) -> list[Tensor]:
         """Windows of each batch: random ones, near each other in length, cut where another batch is full."""

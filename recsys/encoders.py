@@ -4,9 +4,9 @@ Histories are rows of item codes, oldest first, padded with 0 on the right. Both
 position ``t`` is that of the prefix of ``t + 1`` items: one pass over a user's history gives a state for each of the
 targets in it, and padding on the right cannot reach any of them.
 
-An encoder of your own is a module with ``num_items``, ``dim`` and ``max_length`` that is called as
-``encoder(items, lengths) -> (B, T, dim)`` and gives its item table by ``item_vectors()``; deriving from
-:class:`SequenceEncoder` adds the rest.
+An encoder of your own derives from :class:`SequenceEncoder` and has a ``forward(items, lengths) -> (B, T, dim)``; all
+else follows from that. It sets ``shares_prefixes = False`` if its states depend on what follows in the history, or on
+where the history ends.
 """
 
 from collections.abc import Sequence
@@ -88,6 +88,7 @@ class SequenceEncoder(nn.Module):
     """
 
     item_embedding: nn.Embedding
+    shares_prefixes: bool = True  # the state at a place is that of the prefix that ends there
 
     def __init__(self, num_items: int | None, dim: int, max_length: int) -> None:
         super().__init__()
@@ -158,7 +159,7 @@ class SequenceEncoder(nn.Module):
 
         Prefixes that begin at the same place of the table are read from one pass, if the encoder's states allow.
         """
-        if not getattr(self, "shares_prefixes", True):
+        if not self.shares_prefixes:
             return self.encode_grouped(*table.gather(rows))
         starts, pass_of = torch.unique(table.starts[rows], return_inverse=True)
         lengths = table.lengths[rows]
@@ -465,8 +466,6 @@ class GRU4Rec(SequenceEncoder):
     Raises:
         ValueError: a size below 1, or a dropout outside [0, 1).
     """
-
-    shares_prefixes = True
 
     def __init__(
         self,

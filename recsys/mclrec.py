@@ -14,7 +14,7 @@ Encoder and augmenters are trained alternately, each with the other held. ``r`` 
 negative (:func:`regulariser`); it needs only each row's maximum and sum.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -215,6 +215,10 @@ class MCLRec(Head):
         """Make the augmenters for the width of the encoder."""
         if not self.augmenters:
             self.augmenters.extend(Augmenter(encoder.dim, self.widths) for _ in range(2))
+
+    def restore(self, encoder: "SequenceEncoder", weights: Mapping[str, Tensor]) -> None:
+        """Make the augmenters of a checkpoint."""
+        self.setup(encoder, None, None)
 
     def views(self, samples: Samples) -> tuple[Any, Any]:
         """Draw the two edited views of a batch, which all of its phases share."""

@@ -18,23 +18,22 @@ Two conventions change numbers and stand beside every result:
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from contrastive.checks import check_choice
 from contrastive.errors import InvalidValue
 from recsys.data import Cases, Sequences
 from recsys.objectives import products
 
-if TYPE_CHECKING:
-    from recsys.running_metrics import RankingMetrics as RankingMetrics
-
 Array: TypeAlias = NDArray[Any]
 History: TypeAlias = Literal["keep", "mask"]
 Ties: TypeAlias = Literal["pessimistic", "optimistic"]
+HISTORIES, TIES = ("keep", "mask"), ("pessimistic", "optimistic")
 # Scores (B, num_items + 1) of all items for B histories, larger is better; column 0, padding, is never looked at.
 Score: TypeAlias = Callable[[Sequences], Tensor]
 
@@ -112,7 +111,7 @@ def scored_blocks(score: Score, cases: Cases, batch_size: int) -> Iterator[Score
 
 def rank_block(block: ScoredBlock, history: History, ties: Ties) -> Array:
     """Ranks ``(B,)`` of the targets of a block; see :func:`rank_targets`."""
-    _check(history, ties)
+    _check("rank_targets", history, ties)
     scores = block.scores[:, 1:]
     targets = _index(block.targets - 1, scores)
     own = scores.gather(1, targets[:, None])[:, 0]
@@ -156,7 +155,7 @@ def rank_by_vectors(
     Raises:
         ValueError: shapes do not fit, an item is not in the catalogue, a block is empty, or a score is NaN.
     """
-    _check("keep", ties)
+    _check("rank_by_vectors", "keep", ties)
     if item_block is None:
         item_block = max(1, (1 << 23) // max(1, min(user_block, len(states))))
     if user_block < 1 or item_block < 1:
@@ -272,7 +271,7 @@ def top_items(
     Raises:
         ValueError: a score is NaN (the row is named), scores have another shape, or an option is unknown.
     """
-    _check(history, "pessimistic")
+    _check("top_items", history, "pessimistic")
     if k < 1:
         raise InvalidValue(f"top_items: k={k}; give at least 1.")
     lists: Array | None = None
@@ -509,11 +508,9 @@ def _refuse_nan(bad: Tensor, rows: Array, function: str) -> None:
         )
 
 
-def _check(history: str, ties: str) -> None:
-    if history not in ("keep", "mask"):
-        raise InvalidValue(f"history={history!r}; choose keep or mask.")
-    if ties not in ("pessimistic", "optimistic"):
-        raise InvalidValue(f"ties={ties!r}; choose pessimistic or optimistic.")
+def _check(function: str, history: str, ties: str) -> None:
+    check_choice(function, "history", history, HISTORIES)
+    check_choice(function, "ties", ties, TIES)
 
 
 def _check_items(items: Array, num_items: int, what: str) -> None:
@@ -521,11 +518,3 @@ def _check_items(items: Array, num_items: int, what: str) -> None:
         raise InvalidValue(
             f"{what} is {items.min() if items.min() < 1 else items.max()}; items are 1 to {num_items}, 0 is padding."
         )
-
-
-def __getattr__(name: str) -> Any:
-    if name != "RankingMetrics":
-        raise AttributeError(f"module 'recsys.metrics' has no attribute {name!r}")
-    from recsys.running_metrics import RankingMetrics  # torchmetrics takes longer to import than torch
-
-    return RankingMetrics

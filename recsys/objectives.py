@@ -10,6 +10,7 @@ All terms compare raw inner products unless said otherwise. For ``2B`` states in
     pair_contrast = mean_i [ log sum_{j != i} exp(s_ij / t) - s_{i,p(i)} / t ].
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -147,10 +148,22 @@ def other_items(targets: Tensor, num_rows: int, generator: torch.Generator) -> T
 
 
 class Head(nn.Module):
-    """A contrastive term: ``head(encoder, samples)`` returns its weighted loss."""
+    """A contrastive term: ``head(encoder, samples)`` returns its weighted loss.
+
+    One with weights of its own makes them in ``setup``, for training, and in ``restore``, for a checkpoint that is read
+    without training.
+    """
 
     def setup(self, encoder: "SequenceEncoder", split: "Split", prefixes: "PrefixTable") -> None:
         """Build what depends on encoder and data, before training."""
+
+    def restore(self, encoder: "SequenceEncoder", weights: Mapping[str, Tensor]) -> None:
+        """Make the weights that ``setup`` would make, for those of a checkpoint to be loaded into.
+
+        Args:
+            encoder: that the checkpoint is of.
+            weights: of this head, by name; their shapes tell what the data would.
+        """
 
     def forward(self, encoder: "SequenceEncoder", samples: Samples) -> Tensor:
         """Return the weighted loss of the samples."""

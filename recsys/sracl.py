@@ -14,7 +14,7 @@ The published code looks for neighbours among all prefixes of all users, the his
 that a positive often holds the answer. By default neighbours are training prefixes of *other* users, as the paper says.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -182,6 +182,12 @@ class SRACL(Head):
         )
         tables = vectors, found["prefixes"].astype(np.int64), found["items"]
         self.use(encoder, table, *(torch.from_numpy(part) for part in tables))
+
+    def restore(self, encoder: "SequenceEncoder", weights: Mapping[str, Tensor]) -> None:
+        """Make the synthesiser of a checkpoint, whose width the embeddings had."""
+        if self.synthesiser is None and "synthesiser.projection" in weights:
+            width = weights["synthesiser.projection"].shape[0]
+            self.synthesiser = Synthesiser(width, encoder.dim, self.attention_dropout)
 
     def _cached(self, compute: Callable[[], dict[str, Array]], *key: Any) -> dict[str, Array]:
         from recsys.semantic import cached

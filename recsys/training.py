@@ -1,19 +1,29 @@
 """Training a recommender: data module, Lightning module, and what they log."""
 
-from typing import Any, Literal
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from contrastive.errors import InvalidValue, NotFinite
+from contrastive.checks import check_choice, check_number, check_whole
+from contrastive.errors import InvalidType, InvalidValue, NotFinite
+from contrastive.similarity.distributed import global_sum
 from recsys.batches import Batch, Held, HeldOutBatches, PrefixTable, TrainingBatches, training_prefixes
-from recsys.data import SequenceData, Sequences, Split
+from recsys.data import Cases, SequenceData, Sequences, Split
 from recsys.encoders import SequenceEncoder
 from recsys.mclrec import MCLRec
-from recsys.metrics import History, RankingMetrics, Ties, rank_by_vectors
+from recsys.metrics import HISTORIES, TIES, History, Ties, rank_by_vectors
 from recsys.objectives import FullSoftmax, Head, Samples
+from recsys.running_metrics import RankingMetrics
 
 
 class RecommenderData(LightningDataModule):
@@ -88,6 +98,45 @@ class RecommenderData(LightningDataModule):
         """Test cases, whose histories hold the items that validation asked for."""
         return HeldOutBatches(self.split.test, max_length=self.max_length, batch_size=self.eval_batch)
 
+    def predict_dataloader(self) -> HeldOutBatches:
+        """The whole history of every user who has one, without a target (0)."""
+        users = np.flatnonzero(self.data.sequences.lengths)
+        cases = Cases(self.data.sequences.take(users), np.zeros_like(users), users)
+        return HeldOutBatches(cases, max_length=self.max_length, batch_size=self.eval_batch)
+
+
+class Predicted(NamedTuple):
+    """What may come next for some users, the best first.
+
+    Attributes:
+        users: ``(B,)`` int64, rows of the users in the data.
+        items: ``(B, k)`` int64 item codes; 0 where there is no further candidate.
+        scores: ``(B, k)``; ``-inf`` there.
+    """
+
+    users: Tensor
+    items: Tensor
+    scores: Tensor
+
+
+@dataclass
+class Part:
+    """A batch with what its terms are computed from; a step is taken over one, or over those that are accumulated.
+
+    Attributes:
+        batch: targets and their histories.
+        samples: random prefixes for heads; None if there are no heads.
+        generator: of everything that losses and heads draw.
+        seed: of dropout, set before the first pass over the part; None leaves the global generator as it is.
+        views: of the batch, by head, which all phases of a step share.
+    """
+
+    batch: Batch
+    samples: Samples | None
+    generator: torch.Generator
+    seed: int | None = None
+    views: dict[Any, Any] = field(default_factory=dict)
+
 
 class SequentialRecommender(LightningModule):
     """A sequence encoder, a next-item loss, and any number of contrastive heads.
@@ -95,8 +144,13 @@ class SequentialRecommender(LightningModule):
     Each step: the loss of about 256 targets, read from whole histories, plus every head's term on as many random
     prefixes. :class:`~recsys.MCLRec` alternates between encoder and augmenters; all else is one step of Adam.
 
+    With ``Trainer(accumulate_grad_batches=k)`` a step, with all its phases, is taken over k batches, the last of an
+    epoch over those that are left. The next-item loss is then the mean over the targets of all of them, as of one
+    larger batch; a head's term is the mean of k terms, each with the negatives of its own batch.
+    ``Trainer(gradient_clip_val=)`` clips the gradients of each optimiser by themselves.
+
     Validation and test rank every target against the whole catalogue and log HR, NDCG and MRR at 5, 10 and 20, as
-    ``val_NDCG@10`` and so on.
+    ``val_NDCG@10`` and so on. Prediction gives what may come next for each user.
 
     All randomness of a training step is a function of ``seed``, the epoch, the batch and the process, so a resumed run
     repeats an uninterrupted one exactly.
@@ -106,14 +160,16 @@ class SequentialRecommender(LightningModule):
         loss: of the next item; :class:`~recsys.FullSoftmax` by default.
         heads: contrastive terms.
         learning_rate: of Adam.
-        weight_decay: of Adam, added to the gradient.
+        weight_decay: of Adam, added to the gradient; of all optimisers.
         augmenter_learning_rate: of MCLRec's augmenters; ``learning_rate`` by default.
         history: ``"keep"`` ranks against all items; ``"mask"`` leaves out those of the history, but for the target.
         ties: whether items with the target's score count as ahead of it.
         seed: of the randomness in training steps.
 
     Raises:
-        ValueError: more than one MCLRec head, or an encoder whose states depend on what follows.
+        TypeError: ``encoder`` is no :class:`~recsys.encoders.SequenceEncoder`, a head is no
+            :class:`~recsys.objectives.Head`, or an option is no number.
+        ValueError: more than one MCLRec head, a number out of range, or an unknown choice.
     """
 
     def __init__(
@@ -129,40 +185,71 @@ class SequentialRecommender(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        heads = heads or []
+        name, heads = "SequentialRecommender", list(heads or [])
+        for part, kind, expected in (
+            (encoder, SequenceEncoder, "encoder"),
+            *((h, Head, "head") for h in heads),
+        ):
+            if not isinstance(part, kind):
+                raise InvalidType(
+                    f"{name}: {expected} is a {type(part).__name__}; give a {kind.__module__}.{kind.__name__}, or a "
+                    "class of your own that derives from it."
+                )
         learned = [head for head in heads if isinstance(head, MCLRec)]
         if len(learned) > 1:
-            raise InvalidValue(f"heads of SequentialRecommender has {len(learned)} MCLRec; give at most one.")
+            raise InvalidValue(f"heads of {name} has {len(learned)} MCLRec; give at most one.")
         self.encoder, self.loss, self.heads = encoder, loss or FullSoftmax(), nn.ModuleList(heads)
-        self.learning_rate, self.weight_decay = learning_rate, weight_decay
-        self.augmenter_learning_rate = augmenter_learning_rate or learning_rate
-        self.history, self.ties, self.seed = history, ties, seed
+        self.learning_rate = check_number(name, "learning_rate", learning_rate, "(0, inf)")
+        self.weight_decay = check_number(name, "weight_decay", weight_decay, "[0, inf)")
+        self.augmenter_learning_rate = self.learning_rate
+        if augmenter_learning_rate is not None:
+            self.augmenter_learning_rate = check_number(
+                name, "augmenter_learning_rate", augmenter_learning_rate, "(0, inf)"
+            )
+        check_choice(name, "history", history, HISTORIES)
+        check_choice(name, "ties", ties, TIES)
+        self.history, self.ties, self.seed = history, ties, check_whole(name, "seed", seed, 0)
         self.mclrec = [
             head for head in learned if head.update != "joint"
         ]  # a list: not a second home of its weights
         self.automatic_optimization = False
         self.metrics = RankingMetrics()
         self.prefixes: PrefixTable | None = None
+        self._waiting: list[tuple[Batch, int]] = []  # batches of the step to come, with their numbers
+        self._waited = 0  # how many a checkpoint had
+        self._catalogue: str | None = None  # a checksum, once there are data
         self._cases: dict[str, Sequences] = {}
         self.ranks: dict[str, np.ndarray[Any, Any]] = {}
 
     # ------------------------------------------------------------------ before training
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Add none; let the trainer clip and accumulate.
+
+        Lightning refuses both to a module that steps by itself, and asks between this hook and :meth:`setup`. This
+        module carries them out.
+        """
+        self.automatic_optimization = True
+        return []
+
     def setup(self, stage: str) -> None:
         """Make the item table, and let the heads see the data."""
+        self.automatic_optimization = False
         data: RecommenderData = self.trainer.datamodule  # type: ignore[attr-defined]
         if data.max_length > self.encoder.max_length:
             raise InvalidValue(
                 f"data.max_length is {data.max_length}, but the encoder reads {self.encoder.max_length} items; lower "
                 "the one or raise the other."
             )
-        if data.shared and not getattr(self.encoder, "shares_prefixes", True):
+        if data.shared and not self.encoder.shares_prefixes:
             raise InvalidValue(
                 "the encoder counts positions from the end, so prefixes of a history do not share their states: set "
                 "data.shared=false, or positions='start'."
             )
         self.encoder.setup(data.num_items)
+        self._catalogue = _checksum(data.data.item_ids)
         if stage == "fit":
+            self._waiting, self._waited = [], 0
             data.needs_samples = bool(len(self.heads))
             if len(self.heads):
                 self.prefixes = training_prefixes(
@@ -176,85 +263,193 @@ class SequentialRecommender(LightningModule):
         apart = [weight for head in self.mclrec for weight in head.parameters()]
         ids = {id(weight) for weight in apart}
         together = [weight for weight in self.parameters() if id(weight) not in ids]
-        options: dict[str, Any] = {"fused": True}
+        trainer = self._trainer
+        # Adam's fused kernel undoes the scaling of float16 gradients itself, too late for clipping.
+        clips_scaled = trainer is not None and trainer.gradient_clip_val and trainer.precision == "16-mixed"
+        options: dict[str, Any] = {"weight_decay": self.weight_decay, "fused": not clips_scaled}
         optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Adam(together, lr=self.learning_rate, weight_decay=self.weight_decay, **options)
+            torch.optim.Adam(together, lr=self.learning_rate, **options)
         ]
         if apart:
             optimizers.append(torch.optim.Adam(apart, lr=self.augmenter_learning_rate, **options))
         return optimizers
 
+    # ------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note the catalogue, and how many batches wait for a step over several."""
+        checkpoint["recsys"] = {
+            "num_items": self.encoder.num_items,
+            "items": self._catalogue,
+            "waiting": len(self._waiting),
+        }
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make the item table for the weights to come."""
-        self.encoder.setup(len(checkpoint["state_dict"]["encoder.item_embedding.weight"]) - 1)
+        """Make the item table and the heads' weights for those to come.
+
+        Raises:
+            ValueError: the checkpoint is of another catalogue than the data.
+        """
+        weights, saved = checkpoint["state_dict"], checkpoint.get("recsys", {})
+        count = saved.get("num_items") or len(weights["encoder.item_embedding.weight"]) - 1
+        items = saved.get("items")
+        other = items is not None and self._catalogue not in (None, items)
+        if other or self.encoder.num_items not in (0, count):
+            raise InvalidValue(
+                f"the checkpoint was trained on a catalogue of {count} items, the data given has "
+                f"{self.encoder.num_items}{' others' if self.encoder.num_items == count else ''}; give the data that "
+                "it was trained on, or train anew without a checkpoint."
+            )
+        self.encoder.setup(count)
+        self._waited = saved.get("waiting", 0)
+        for number, head in enumerate(self._heads()):
+            prefix = f"heads.{number}."
+            own = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+            head.restore(self.encoder, own)
+        if self._trainer is None or self.trainer.state.fn != "fit":
+            # Heads have a part in training only, where setup made all their weights.
+            known = self.state_dict().keys()
+            for name in [name for name in weights if name.startswith("heads.") and name not in known]:
+                del weights[name]
 
     # ------------------------------------------------------------------ training
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Take the step, or the steps, of a batch.
+        """Take the step, or the steps, of a batch, or of all that were waiting for it.
 
         Raises:
-            FloatingPointError: the loss is not finite; names the step.
+            FloatingPointError: the loss is not finite on any process; names the step.
         """
+        if self._waited:
+            self._waiting, self._waited = self._reread(batch_idx, self._waited), 0
+        self._waiting.append((batch, batch_idx))
+        if len(self._waiting) < self.trainer.accumulate_grad_batches and not self.trainer.is_last_batch:
+            return
+        waiting, self._waiting = self._waiting, []
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        parts = [self._part(*one) for one in waiting]
+        next_item, total = self.update(optimizers, parts)
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
+        size = sum(len(part.batch.targets) for part in parts)
+        self.log("loss", total, prog_bar=True, batch_size=size, **options)
+        self.log("next_item_loss", next_item, batch_size=size, **options)
+
+    def _reread(self, batch_idx: int, count: int) -> list[tuple[Batch, int]]:
+        """The ``count`` batches before one, which were waiting for a step when the checkpoint was written."""
+        loader, numbers = self.trainer.train_dataloader, range(batch_idx - count, batch_idx)
+        if not isinstance(loader, TrainingBatches) or numbers.start < 0:
+            return []
+        batches = loader.at(self.current_epoch, numbers)
+        return [
+            (self.trainer.strategy.batch_to_device(batch, self.device), number)
+            for batch, number in zip(batches, numbers, strict=True)
+        ]
+
+    def _part(self, batch: Batch, batch_idx: int) -> Part:
         seeds = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank])
         drawn, dropout = (int(seed) >> 1 for seed in seeds.generate_state(2, np.uint64))
-        torch.manual_seed(dropout)
         generator = torch.Generator(self.device).manual_seed(drawn)
         samples = None
         if len(self.heads):
             assert self.prefixes is not None
             items, lengths = self.prefixes.gather(batch.samples)
             samples = Samples(items, lengths, self.prefixes.targets[batch.samples], batch.samples, generator)
-        next_item, total = self.update(optimizers, batch, samples, generator)
-        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
-        size = len(batch.targets)
-        self.log("loss", total, prog_bar=True, batch_size=size, **options)
-        self.log("next_item_loss", next_item, batch_size=size, **options)
+        return Part(batch, samples, generator, dropout)
 
-    def update(
-        self, optimizers: list[Any], batch: Batch, samples: Samples | None, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Take the steps of a batch; return its next-item loss and the sum of all terms, of the first step.
+    def update(self, optimizers: list[Any], parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
+        """Take the steps of a batch in parts; return its next-item loss and the sum of all terms, of the first step.
 
-        All phases of a batch see the same views of it, with other dropout.
+        All phases see the same views, with other dropout.
         """
-        views = {} if samples is None else {head: head.views(samples) for head in self.mclrec}
-        next_item, total = self._losses(batch, samples, views, generator)
-        self._step(optimizers[0], total)
+        shares = self._shares(parts)
+        for part in parts:
+            part.views = {head: head.views(part.samples) for head in self.mclrec}
+        first: list[tuple[Tensor, Tensor]] = []
+
+        def encoder_loss(part: Part, share: Tensor | float) -> Tensor:
+            losses = self._losses(part, share, 1 / len(parts))
+            first.append((losses[0].detach(), losses[1].detach()))
+            return losses[1]
+
+        self._step(optimizers[0], parts, shares, encoder_loss, seeded=True)
+        next_item, total = (torch.stack(values).sum() for values in zip(*first, strict=True))
         for head in self.mclrec:
-            self._step(optimizers[1], head.augmenter_loss(self.encoder, views[head]))
+
+            def augmenter_loss(part: Part, _: Tensor | float, head: MCLRec = head) -> Tensor:
+                return head.augmenter_loss(self.encoder, part.views[head]) * (1 / len(parts))
+
+            self._step(optimizers[1], parts, shares, augmenter_loss)
             if head.update == "released":
-                self._step(optimizers[0], self._losses(batch, samples, views, generator)[1])
-        return next_item.detach(), total.detach()
+                self._step(optimizers[0], parts, shares, encoder_loss)
+        return next_item, total
+
+    def _shares(self, parts: Sequence[Part]) -> list[Any]:
+        """Share of each part in the targets of all of them, over all processes."""
+        if len(parts) == 1:
+            return [1.0]
+        counts = torch.tensor([len(part.batch.targets) for part in parts], device=self.device)
+        counts = global_sum(counts).double()
+        return cast(list[Any], (counts / counts.sum()).tolist())
 
     def _heads(self) -> list[Any]:
         return list(self.heads)
 
-    def _losses(
-        self, batch: Batch, samples: Samples | None, views: dict[Any, Any], generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Next-item loss, and its sum with the heads' terms: what the encoder minimises."""
+    def _losses(self, part: Part, share: float = 1.0, head_share: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Next-item loss, and its sum with the heads' terms: what the encoder minimises; each by its share."""
+        batch = part.batch
         states = self.encoder(batch.items, batch.lengths)[batch.rows, batch.places]
-        next_item = self.loss(states, batch.targets, self.encoder.item_vectors(), generator)
+        next_item = self.loss(states, batch.targets, self.encoder.item_vectors(), part.generator) * share
         total = next_item
         for head in self._heads():
             term = (
-                head.encoder_loss(self.encoder, views[head]) if head in views else head(self.encoder, samples)
+                head.encoder_loss(self.encoder, part.views[head])
+                if head in part.views
+                else head(self.encoder, part.samples)
             )
-            total = total + term
+            total = total + term * head_share
         return next_item, total
 
-    def _step(self, optimizer: Any, loss: Tensor) -> None:
-        if not bool(torch.isfinite(loss.detach())):
-            raise NotFinite(
-                f"the loss of step {self.global_step} is {float(loss.detach())}; the step was not taken. Lower the "
-                "learning rate, or look at the embeddings and attributes that heads were given."
-            )
+    def _step(
+        self,
+        optimizer: Any,
+        parts: Sequence[Part],
+        shares: Sequence[Any],
+        loss_of: Callable[[Part, Any], Tensor],
+        *,
+        seeded: bool = False,
+    ) -> None:
         optimizer.zero_grad()
-        self.manual_backward(loss)
+        strategy = self._ddp
+        for part, share in zip(parts, shares, strict=True):
+            if seeded and part.seed is not None:
+                torch.manual_seed(part.seed)
+            loss = loss_of(part, share)
+            if (
+                global_sum((~torch.isfinite(loss.detach())).float()) > 0
+            ):  # so that all processes stop together
+                raise NotFinite(
+                    f"the loss of step {self.global_step} is {float(loss.detach())} here; the step was not taken. "
+                    "Lower the learning rate, or look at the embeddings and attributes that heads were given."
+                )
+            with nullcontext() if strategy is None else strategy.block_backward_sync():
+                self.manual_backward(loss)
+        if strategy is not None:
+            average_gradients(optimizer)
         optimizer.step()
+
+    @property
+    def _ddp(self) -> DDPStrategy | None:
+        """The strategy of several processes, whose own averaging expects a gradient of every weight at every step."""
+        strategy = None if self._trainer is None else self.trainer.strategy
+        return strategy if isinstance(strategy, DDPStrategy) else None
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip as the trainer asks, where automatic optimisation would."""
+        if self.trainer.gradient_clip_val:
+            self.configure_gradient_clipping(
+                optimizer, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm
+            )
 
     # ------------------------------------------------------------------ evaluation
 
@@ -304,3 +499,36 @@ class SequentialRecommender(LightningModule):
     def _log_metrics(self, prefix: str) -> None:
         for name, value in self.metrics.compute().items():
             self.log(f"{prefix}_{name}", value.float(), prog_bar=name == "NDCG@10", rank_zero_only=True)
+
+    # ------------------------------------------------------------------ prediction
+
+    def predict_step(self, batch: Held, batch_idx: int) -> Predicted:
+        """Return the 20 items with the highest scores for each user; ``history="mask"`` leaves out those of theirs."""
+        scores = self(batch.items, batch.lengths).float()
+        scores[:, 0] = -torch.inf
+        cases: Cases = self.trainer.predict_dataloaders.cases
+        index = batch.index.cpu().numpy()
+        if self.history == "mask":
+            seen = cases.histories.take(index)
+            rows = np.repeat(np.arange(len(seen)), seen.lengths)
+            scores[torch.from_numpy(rows), torch.from_numpy(seen.items)] = -torch.inf
+        found, items = scores.topk(min(max(self.metrics.ks), scores.shape[1] - 1), dim=1)
+        users = torch.from_numpy(cases.users[index])
+        return Predicted(users, items.masked_fill(found == -torch.inf, 0).cpu(), found.cpu())
+
+
+def average_gradients(optimizer: Any) -> None:
+    """Replace gradients by their mean over processes; one that a process lacks counts as 0 there."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    present = torch.tensor([weight.grad is not None for weight in weights], dtype=torch.int32)
+    present = global_sum(present.to(weights[0].device))
+    for weight, anywhere in zip(weights, present.tolist(), strict=True):
+        if anywhere:
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            dist.all_reduce(weight.grad)
+            weight.grad /= dist.get_world_size()
+
+
+def _checksum(ids: np.ndarray[Any, Any]) -> str:
+    """What tells one catalogue from another: its items' ids in the order of their codes."""
+    return hashlib.sha256(json.dumps(ids.tolist()).encode()).hexdigest()

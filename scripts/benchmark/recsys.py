@@ -37,6 +37,7 @@ from recsys import MCLRec, RecommenderData, SASRec, SequentialRecommender  # noq
 from recsys.batches import Batch, HeldOutBatches, training_prefixes  # noqa: E402
 from recsys.metrics import rank_by_vectors  # noqa: E402
 from recsys.objectives import Samples  # noqa: E402
+from recsys.training import Part  # noqa: E402
 
 LENGTH, BATCH = 50, 256
 
@@ -73,7 +74,7 @@ def ours(data: RecommenderData, heads: list[Any]) -> Callable[[], None]:
             assert model.prefixes is not None
             items, lengths = model.prefixes.gather(batch.samples)
             samples = Samples(items, lengths, model.prefixes.targets[batch.samples], batch.samples, generator)
-        model.update(optimizers, batch, samples, generator)
+        model.update(optimizers, [Part(batch, samples, generator)])
 
     return step
 
@@ -95,9 +96,8 @@ def usual(data: RecommenderData, heads: list[Any]) -> Callable[[], None]:
         items, lengths = table.gather(rows)
         items = F.pad(items, (0, LENGTH - items.shape[1]))
         batch = Batch(items, lengths, torch.arange(len(rows)), lengths - 1, table.targets[rows], rows)
-        model.update(
-            optimizers, batch, Samples(items, lengths, table.targets[rows], rows, generator), generator
-        )
+        samples = Samples(items, lengths, table.targets[rows], rows, generator)
+        model.update(optimizers, [Part(batch, samples, generator)])
 
     return step
 

@@ -11,6 +11,7 @@ from recsys.batches import Batch
 from recsys.mclrec import Augmenter, regulariser, set_regulariser, small_terms
 from recsys.objectives import Samples, pair_contrast
 from recsys.official import translate
+from recsys.training import Part
 from tests.recsys.test_encoders import REFERENCE, reference, under
 from tests.recsys.test_objectives import rows
 
@@ -99,6 +100,25 @@ def test_augmenter_is_the_published_one():
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-9, atol=1e-11, msg=name)
 
 
+def whole(batch):
+    """A step over whole histories, as the published code has it."""
+    rows = torch.arange(len(batch["item_id"]))
+    step = Batch(
+        batch["item_id_list"], batch["item_length"], rows, batch["item_length"] - 1, batch["item_id"], rows
+    )
+    samples = Samples(step.items, step.lengths, step.targets, rows, torch.Generator())
+    return Part(step, samples, samples.generator)
+
+
+def watch_losses(model, monkeypatch):
+    """The losses that are minimised, in order, without a trainer."""
+    losses = []
+    monkeypatch.setattr(
+        model, "manual_backward", lambda loss: (losses.append(loss.detach()), loss.backward())
+    )
+    return losses
+
+
 @pytest.mark.parametrize(("name", "update"), [("mclrec-step", "released"), ("mclrec-step_joint", "joint")])
 def test_steps_are_the_published_ones(name, update, monkeypatch):
     arrays = reference(name)
@@ -111,36 +131,55 @@ def test_steps_are_the_published_ones(name, update, monkeypatch):
     for number, augmenter in enumerate(head.augmenters, 1):
         load_augmenter(augmenter, under(arrays, f"before.aug{number}."))
     model = SequentialRecommender(encoder, FullSoftmax(padding_class=True), [head])
-    monkeypatch.setattr(model, "manual_backward", lambda loss: loss.backward())
+    losses = watch_losses(model, monkeypatch)
     batch = under(arrays, "batch0.")
     views = (batch["aug1"], batch["aug_len1"]), (batch["aug2"], batch["aug_len2"])
     monkeypatch.setattr(head, "views", lambda samples: views)
-    step = Batch(
-        batch["item_id_list"],
-        batch["item_length"],
-        torch.arange(len(batch["item_id"])),
-        batch["item_length"] - 1,
-        batch["item_id"],
-        torch.arange(len(batch["item_id"])),
-    )
-    samples = Samples(step.items, step.lengths, step.targets, step.samples, torch.Generator())
-    losses = []
-    keep = model._step
-    monkeypatch.setattr(
-        model, "_step", lambda optimizer, loss: (losses.append(loss.detach()), keep(optimizer, loss))
-    )
-    model.update(model.configure_optimizers(), step, samples, samples.generator)
-    # The published second phase reports the data term too, which is a constant for the augmenters.
-    encoders = slice(None, None, 2)
-    torch.testing.assert_close(
-        torch.stack(losses)[encoders], arrays["losses"][encoders], rtol=1e-7, atol=1e-9
-    )
+    augmenter_loss, constant = head.augmenter_loss, torch.zeros(3 if update == "released" else 1)
+
+    def second_phase(encoder, views):
+        # The published one reports the data term too, which is a constant for the augmenters.
+        with torch.no_grad():
+            constant[1] = head.data_weight * pair_contrast(*(encoder.encode(*view) for view in views))
+        return augmenter_loss(encoder, views)
+
+    monkeypatch.setattr(head, "augmenter_loss", second_phase)
+    model.update(model.configure_optimizers(), [whole(batch)])
+    losses = torch.stack(losses) + constant
+    torch.testing.assert_close(losses, arrays["losses"], rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(losses.sum(), arrays["total"], rtol=1e-7, atol=1e-9)
     for name, expected in translate(under(arrays, "after.enc."), 19).items():
         torch.testing.assert_close(encoder.state_dict()[name], expected, rtol=1e-7, atol=1e-9, msg=name)
     for number, augmenter in enumerate(head.augmenters, 1):
         for name, expected in under(arrays, f"after.aug{number}.").items():
             parameter = augmenter.get_parameter(our_name(name))
             torch.testing.assert_close(parameter.detach(), expected, rtol=1e-7, atol=1e-9, msg=name)
+
+
+def test_every_optimiser_decays(monkeypatch):
+    arrays = reference("mclrec-step")
+    steps = []
+    for decay in (0.0, 0.01):
+        torch.manual_seed(0)
+        encoder, head = SASRec(19, 16, 2, 2, 32, 8, 0.0, 0.0).double(), MCLRec(update="paper", widths=(8, 4))
+        head.setup(encoder, None, None)
+        head.double()
+        model = SequentialRecommender(encoder, heads=[head], weight_decay=decay)
+        optimizers = model.configure_optimizers()
+        assert [group["weight_decay"] for o in optimizers for group in o.param_groups] == [decay, decay]
+        watch_losses(model, monkeypatch)
+        batch = under(arrays, "batch0.")
+        views = (batch["aug1"], batch["aug_len1"]), (batch["aug2"], batch["aug_len2"])
+        monkeypatch.setattr(head, "views", lambda samples, views=views: views)
+        before = {name: value.detach().clone() for name, value in head.named_parameters()}
+        model.update(optimizers, [whole(batch)])
+        steps.append({name: (before[name], value) for name, value in head.named_parameters()})
+    for name, (before, after) in steps[1].items():
+        # The encoders differ by now, so compare with Adam's first step itself.
+        gradient = steps[1][name][1].grad + 0.01 * before
+        expected = before - 1e-3 * gradient / (gradient.abs() + 1e-8)
+        torch.testing.assert_close(after.detach(), expected, rtol=1e-9, atol=1e-12, msg=name)
+        assert not torch.equal(after, steps[0][name][1])
 
 
 def test_unknown_choices_are_refused():

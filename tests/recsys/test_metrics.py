@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from recsys.data import Cases, Sequences
 from recsys.metrics import (
     MISSED,
-    RankingMetrics,
     case_values,
     coverage,
     metrics_by_length,
@@ -24,6 +23,7 @@ from recsys.metrics import (
     ranking_metrics,
     top_items,
 )
+from recsys.running_metrics import RankingMetrics
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 
@@ -208,11 +208,11 @@ def test_nan_is_refused_and_the_case_named(place):
         (lambda cases: rank_targets(lambda h: torch.zeros(2, 9), cases), r"\(2, 9\) for 3 histories"),
         (
             lambda cases: rank_targets(lambda h: torch.zeros(3, 9), cases, "remove"),
-            "history='remove'; choose",
+            "history is 'remove'; give one of 'keep', 'mask'",
         ),
         (
             lambda cases: rank_targets(lambda h: torch.zeros(3, 9), cases, ties="random"),
-            "ties='random'; choose",
+            "ties is 'random'; give one of",
         ),
         (
             lambda cases: rank_targets(lambda h: torch.zeros(3, 9), cases, batch_size=0),

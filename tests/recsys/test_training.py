@@ -27,6 +27,8 @@ from recsys import (
 )
 from recsys.batches import HeldOutBatches, TrainingBatches, training_prefixes
 from recsys.data import Cases
+from recsys.encoders import SequenceEncoder
+from recsys.training import Part
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers", "ignore:.*treespec, LeafSpec", "ignore:.*smaller than the logging"
@@ -232,7 +234,7 @@ def test_separate_prefixes_give_the_loss_of_shared_ones():
         torch.nn.init.normal_(model.encoder.item_embedding.weight)
         with torch.no_grad():
             losses = [
-                model._losses(batch, None, {}, torch.Generator())[0] * len(batch.targets)
+                model._losses(Part(batch, None, torch.Generator()))[0] * len(batch.targets)
                 for batch in data.train_dataloader()
             ]
         totals.append(torch.stack(losses).sum())
@@ -252,6 +254,145 @@ def test_an_infinite_loss_stops_the_run(tmp_path):
     model = recommender(learning_rate=1e30)
     with pytest.raises(FloatingPointError, match="Lower the learning rate"):
         trainer(tmp_path, max_epochs=1).fit(model, RecommenderData(synthetic=SIZES, batch_targets=32))
+
+
+def twin(model, data, count, clip):
+    """An epoch with the definition of a step over ``count`` batches, in plain torch."""
+    optimizers = model.configure_optimizers()
+    batches = list(data.train_dataloader())
+
+    def step(optimizer, losses):
+        optimizer.zero_grad()
+        torch.stack(losses).sum().backward()
+        for group in optimizer.param_groups:
+            clip(group["params"])
+        optimizer.step()
+
+    for start in range(0, len(batches), count):
+        parts = [model._part(batch, start + i) for i, batch in enumerate(batches[start : start + count])]
+        total = sum(len(part.batch.targets) for part in parts)
+        views = [{head: head.views(part.samples) for head in model.mclrec} for part in parts]
+
+        def encoder_losses(parts=parts, total=total, views=views):
+            losses = []
+            for part, seen in zip(parts, views, strict=True):
+                batch = part.batch
+                states = model.encoder(batch.items, batch.lengths)[batch.rows, batch.places]
+                vectors = model.encoder.item_vectors()
+                losses.append(
+                    model.loss(states, batch.targets, vectors, part.generator) * len(batch.targets) / total
+                )
+                losses += [head.encoder_loss(model.encoder, seen[head]) / len(parts) for head in model.mclrec]
+            return losses
+
+        step(optimizers[0], encoder_losses())
+        for head in model.mclrec:
+            step(
+                optimizers[1],
+                [head.augmenter_loss(model.encoder, seen[head]) / len(parts) for seen in views],
+            )
+            step(optimizers[0], encoder_losses())
+
+
+NORM = {"gradient_clip_val": 0.02}, lambda weights: torch.nn.utils.clip_grad_norm_(weights, 0.02)
+VALUE = (
+    {"gradient_clip_val": 1e-4, "gradient_clip_algorithm": "value"},
+    lambda weights: torch.nn.utils.clip_grad_value_(weights, 1e-4),
+)
+
+
+@pytest.mark.parametrize(
+    ("released", "count", "options", "clip"),
+    [(False, 3, {}, lambda weights: None), (False, 1, *VALUE), (True, 3, *NORM)],
+    ids=["accumulated", "clipped", "in turn"],
+)
+def test_accumulation_and_clipping_are_those_of_one_larger_batch(released, count, options, clip, tmp_path):
+    data = RecommenderData(synthetic={"users": 40, "items": 40}, batch_targets=100)
+    torch.manual_seed(0)
+    heads = [MCLRec(update="released", model_weight=0.5)] if released else []
+    encoder = SASRec(data.num_items, 16, dropout=0.0, attention_dropout=0.0)
+    model = SequentialRecommender(encoder, heads=heads, weight_decay=0.01)
+    data.needs_samples, model.prefixes = released, training_prefixes(data.split, 50)
+    for head in heads:
+        head.setup(encoder, data.split, model.prefixes)
+    model.double()
+    expected, before = copy.deepcopy(model), copy.deepcopy(model.state_dict())
+    expected.mclrec = list(expected.heads)
+    torch.set_default_dtype(torch.float64)  # of what is drawn, as the trainer has it in this precision
+    try:
+        twin(expected, data, count, clip)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    run = trainer(tmp_path, max_epochs=1, accumulate_grad_batches=count, precision="64-true", **options)
+    run.fit(model, data)
+    assert len(data.train_dataloader()) % 3  # so that the last step of an epoch is over fewer
+    assert run.global_step == -(-len(data.train_dataloader()) // count) * (3 if released else 1)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, expected.state_dict()[name], rtol=1e-9, atol=1e-9, msg=name)
+        assert not torch.equal(value, before[name])
+
+
+def test_a_checkpoint_between_the_batches_of_a_step_resumes_bit_for_bit(tmp_path):
+    heads = lambda: [MCLRec(update="released")]  # noqa: E731
+    save = SaveMidway(tmp_path / "midway.ckpt")
+    whole, resumed = recommender(heads()), recommender(heads())
+    options = {
+        "max_epochs": 2,
+        "limit_val_batches": 0,
+        "accumulate_grad_batches": 4,
+        "gradient_clip_val": 0.1,
+    }
+    data = lambda: RecommenderData(synthetic={"users": 40, "items": 40}, batch_targets=64)  # noqa: E731
+    run = trainer(tmp_path, callbacks=[save], **options)
+    run.fit(whole, data())
+    assert torch.load(save.path, weights_only=True)["recsys"]["waiting"] == 3
+    trainer(tmp_path, **options).fit(resumed, data(), ckpt_path=save.path, weights_only=True)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    run.fit_loop.max_epochs = 3  # the same trainer and module once more
+    run.fit(whole, data())
+    assert run.current_epoch == 3
+
+
+def test_two_processes_are_one_that_accumulates(tmp_path):
+    script = Path(__file__).with_name("two_processes.py")
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two, *others = (
+        torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        for name in ("one.0", "two.0", "heads.0", "heads.1")
+    )
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-9, atol=1e-12, msg=name)
+    for name, value in others[0].items():
+        assert torch.equal(value, others[1][name]), name
+    assert sorted(path.name for path in tmp_path.glob("stopped.*")) == ["stopped.0", "stopped.1"], done.stdout
+
+
+class Mean(SequenceEncoder):
+    """The least that an encoder of one's own needs: states are running means of item vectors."""
+
+    def forward(self, items, lengths):
+        vectors = self.item_embedding(items)
+        return vectors.cumsum(1) / torch.arange(1, items.shape[1] + 1)[:, None]
+
+
+def test_an_encoder_of_ones_own_needs_a_forward_only(tmp_path):
+    def model():
+        torch.manual_seed(0)
+        heads = [DuoRec(), MCLRec(), SRACL(semantics="interactions")]
+        return SequentialRecommender(Mean(None, 16, 50), heads=heads)
+
+    save = SaveMidway(tmp_path / "midway.ckpt")
+    whole, resumed, data = model(), model(), RecommenderData(synthetic=SIZES, batch_targets=64)
+    trainer(tmp_path, callbacks=[save], max_epochs=2).fit(whole, data)
+    run = trainer(tmp_path, max_epochs=2)
+    run.fit(resumed, data, ckpt_path=save.path, weights_only=True)
+    assert torch.equal(whole.encoder.item_vectors(), resumed.encoder.item_vectors())
+    (metrics,) = run.test(model(), data, ckpt_path=save.path, weights_only=True, verbose=False)
+    assert 0 < metrics["test_HR@20"] <= 1
+    with pytest.raises(TypeError, match=r"encoder is a Linear; give a recsys\.encoders\.SequenceEncoder"):
+        SequentialRecommender(torch.nn.Linear(2, 2))
 
 
 def test_gru(tmp_path):
