@@ -43,8 +43,18 @@ class ExtraMissing(InputError, ImportError):
 
 
 class NotFinite(InputError, FloatingPointError):
-    """A loss or a batch that is not finite."""
+    """A loss or a batch that is not finite.
+
+    Attributes:
+        everywhere: All processes of the run raise it at the same place, so that they can save a checkpoint together.
+    """
+
+    everywhere = False
 
 
 class NotReady(InputError, RuntimeError):
     """A call that must come after another one."""
+
+
+class ProcessLost(InputError, RuntimeError):
+    """Another process of a run on several has ended, and so this one cannot go on."""

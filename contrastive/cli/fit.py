@@ -27,10 +27,11 @@ from contrastive.cli.errors import ShortErrors
 from contrastive.cli.progress import RunProgress
 from contrastive.cli.request import given, kept, run_name
 from contrastive.cli.run_folder import SaveRun, new_run_folder, newest_checkpoint
-from contrastive.errors import InvalidValue
+from contrastive.errors import InvalidValue, ProcessLost
 from contrastive.evaluation import evaluate_run
 from contrastive.evaluation.report import write_report
 from contrastive.training import ExportEncoder, SaveOnStop
+from contrastive.training.processes import end_with_parent, lost_process
 
 # Short class names are found among the classes that are imported, and packages import some of theirs on first use.
 OURS = {
@@ -262,18 +263,21 @@ class TrainerCLI(LightningCLI):
             super()._run_subcommand(subcommand)
         except RuntimeError as problem:
             explained = explain_mismatch(str(problem), self._get(self.config, "ckpt_path"), self.changed)
-            if explained is None:
-                raise
-            raise InvalidValue(explained) from None
+            if explained is not None:
+                raise InvalidValue(explained) from None
+            if (explained := lost_process(problem)) is not None:
+                raise ProcessLost(explained) from None
+            raise
 
 
 def run_trainer(words: Sequence[str]) -> int:
     """Run ``fit``, ``validate``, ``test`` or ``predict`` and return the exit code."""
     hush()
+    end_with_parent()
     try:
         TrainerCLI(words)
-    except SIGTERMException:
-        return TERMINATED
+    except SIGTERMException as stop:
+        return stop.code if isinstance(stop.code, int) else TERMINATED
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into this
             return INTERRUPTED

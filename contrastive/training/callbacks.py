@@ -1,8 +1,6 @@
 """What stands around a run: the plan before it, a saved state when it stops early, the encoder at its end."""
 
 import math
-import signal
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,8 @@ from torch import nn
 
 from contrastive.encoders import save_encoder
 from contrastive.training.pretrain import Pretrain
+from contrastive.training.processes import Watch, agree
+from contrastive.training.signals import Signals, stopped_by
 
 
 def run_folder(trainer: Trainer) -> Path:
@@ -85,47 +85,71 @@ def _named(module: nn.Module) -> str:
 class SaveOnStop(Callback):
     """Save a checkpoint when training is stopped from outside, or by a loss that is not finite.
 
-    Ctrl-C lets the batch under way finish and then ends the run, leaving ``checkpoints/interrupted.ckpt`` in
-    the run folder; the resumed run (``trainer.fit(..., ckpt_path=...)``) repeats an uninterrupted one
-    exactly. A second Ctrl-C ends it at once, as does the first where several processes train together; so
-    does a termination signal, at the next batch. Then the batch under way is lost.
+    Ctrl-C, a termination signal and a closed terminal (SIGHUP) let the batch under way finish and then end the run,
+    leaving ``checkpoints/interrupted.ckpt`` in the run folder; the resumed run (``trainer.fit(..., ckpt_path=...)``)
+    repeats an uninterrupted one exactly. Where several processes train together, a signal in one of them stops all,
+    after the same batch. A second Ctrl-C ends the process at once; then the batch under way is lost.
 
     A ``FloatingPointError`` leaves ``checkpoints/not_finite.ckpt``, with the weights before the bad step; a
-    run resumed from it passes over the bad batch. Other errors save nothing: with several processes they may
-    have struck one alone, and saving together would hang.
+    run resumed from it passes over the bad batch. Other errors save nothing: with several processes they have
+    struck one alone, and saving together would hang. The other processes end then as well
+    (:mod:`contrastive.training.processes`).
     """
 
     def __init__(self) -> None:
-        self._asked_to_stop = False
+        self._signals = Signals()
+        self._watch: Watch | None = None
+        self._agreed = False  # all processes are about to stop here
+        self._common_batches: list[int] = []  # of each validation loader, as many as every process has
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Watch over the other processes, if there are any."""
+        self._agreed = False
+        if stage == "fit" and trainer.world_size > 1:
+            self._watch = Watch.over(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over Ctrl-C, unless someone else has, or several processes would have to agree."""
-        main = threading.current_thread() is threading.main_thread()
-        if main and trainer.world_size == 1 and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._ask_to_stop)
+        """Take over the signals."""
+        self._signals.take_over(trainer)
 
-    def _ask_to_stop(self, *_: Any) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        self._asked_to_stop = True
-        rank_zero_info("\nStopping after this batch; press Ctrl-C again to stop at once.")
-
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Stop here if asked to."""
-        if self._asked_to_stop:
-            raise KeyboardInterrupt
+        self._stop_if_asked(trainer)
 
-    def on_validation_batch_end(self, *_: Any) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the batches that all processes have: their shares of the data may differ."""
+        if trainer.state.fn != "fit":
+            return
+        counts = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        known = [int(count) if math.isfinite(count) else 0 for count in counts]
+        self._common_batches = [-most for most in agree(trainer, *(-count for count in known))]
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Stop here if asked to."""
-        if self._asked_to_stop:
-            raise KeyboardInterrupt
+        if trainer.state.fn == "fit" and batch_idx < self._common_batches[dataloader_idx]:
+            self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give Ctrl-C back."""
-        self._release()
+        """Stop here if asked to during the last validation, and give the signals back."""
+        self._stop_if_asked(trainer)
+        self._signals.give_back()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save, if there is anything to save."""
-        self._release()
+        """Save, if there is anything to save and all processes are here."""
+        self._signals.give_back()
+        together = trainer.world_size == 1 or self._agreed or getattr(exception, "everywhere", False)
+        if self._watch is not None:
+            self._watch.stop()
+            if not together:
+                self._watch.end_children()
         if isinstance(exception, KeyboardInterrupt | SIGTERMException):
             name = "interrupted.ckpt"
         elif isinstance(exception, FloatingPointError):
@@ -133,15 +157,22 @@ class SaveOnStop(Callback):
         else:
             return
         started = trainer.optimizers and not trainer.fast_dev_run  # type: ignore[attr-defined]
-        if started:
+        if started and together:
             path = run_folder(trainer) / "checkpoints" / name
             trainer.save_checkpoint(path)
             rank_zero_info(f"Saved {path} at step {trainer.global_step}; resume with ckpt_path={path}")
 
-    def _release(self) -> None:
-        if signal.getsignal(signal.SIGINT) == self._ask_to_stop:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        self._asked_to_stop = False
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """End the watch."""
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        (signum,) = agree(trainer, self._signals.asked)
+        if signum:
+            self._agreed = True
+            raise stopped_by(signum)
 
 
 class ExportEncoder(Callback):

@@ -52,8 +52,12 @@ class CollapseMonitor(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure, log, and warn if need be."""
-        if not isinstance(pl_module, Pretrain) or len(pl_module.embeddings[0]) < 2:
-            return
+        if (
+            not isinstance(pl_module, Pretrain)
+            or not pl_module.embeddings
+            or len(pl_module.embeddings[0]) < 2
+        ):
+            return  # without embeddings: resumed after the last batch of an epoch
         health = embedding_health(pl_module.embeddings)
         collapsed = health["spread"] < self.min_spread or health["effective_rank"] < self.min_rank
         if negatives := pl_module.negatives_per_anchor:

@@ -20,6 +20,7 @@ from contrastive.errors import InvalidType, InvalidValue, NotFinite
 from contrastive.objectives.base import Objective
 from contrastive.training.caching import encode_in_chunks
 from contrastive.training.optim import OptimizerConfig, build_optimizer, group_options, restore_options
+from contrastive.training.processes import agree
 from contrastive.views import SimCLRViews
 
 if TYPE_CHECKING:
@@ -283,8 +284,10 @@ class Pretrain(LightningModule):
             loss = contrast(views, batch)
         except FloatingPointError as error:
             problem = error
-        if self._anywhere(problem is not None):
-            raise NotFinite(self._describe(problem, batch)) from problem
+        if any(agree(self.trainer, problem is not None)):
+            bad = NotFinite(self._describe(problem, batch))
+            bad.everywhere = True
+            raise bad from problem
         assert loss is not None
 
         self.log("loss", loss, prog_bar=True, on_step=True, on_epoch=False)
@@ -369,13 +372,6 @@ class Pretrain(LightningModule):
         """Two seeds (views, global): a function of :attr:`seed` and a place in the run, nothing else."""
         first, second = np.random.SeedSequence([self.seed, *place]).generate_state(2, np.uint64).tolist()
         return first >> 1, second >> 1
-
-    def _anywhere(self, happened: bool) -> bool:
-        """Tell every process whether something happened in any, so that they stop together."""
-        if self.trainer.world_size == 1:
-            return happened
-        flags = self.all_gather(torch.tensor(happened, device=self.device))
-        return bool(torch.as_tensor(flags).any())
 
     def _describe(self, problem: FloatingPointError | None, batch: Batch) -> str:
         """Say at which step the loss was not finite, and which sample has the first bad embedding here."""
