@@ -17,6 +17,9 @@ from typing import Any, NoReturn
 
 import jsonargparse
 
+LONGEST = 500
+"""Characters of a message at most: the text of a file may stand in one where its path was meant."""
+
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return the member of ``choices`` that is spelt most like ``name``, or an empty string."""
@@ -65,8 +68,9 @@ def explain(message: str, options: Sequence[str] = ()) -> str:
     owner = (["", *re.findall(r"Problem with given class_path '([^']+)'", message)])[-1]
     for pattern, reader in READERS.items():
         if found := re.search(pattern, message, re.MULTILINE):
-            return reader(found, Place(path, owner, options_of(owner) if owner else list(options), message))
-    return _compressed(message)
+            place = Place(path, owner, options_of(owner) if owner else list(options), message)
+            return _cut(reader(found, place), LONGEST)
+    return _cut(_compressed(message), LONGEST)
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,7 @@ def _wrong_value(found: re.Match[str], place: Place) -> str:
     )
     choices = re.fullmatch(r"typing\.Literal\[(.+)\]", found[1])
     expected = f"one of {choices[1]}" if choices else kinds.get(found[1], found[1])
-    return f"{place.path} must be {expected}" + (f", not {value[1]!r}" if value else "")
+    return f"{place.path} must be {expected}" + (f", not {_cut(value[1], 80)!r}" if value else "")
 
 
 def _no_file(found: re.Match[str], place: Place) -> str:
@@ -239,6 +243,10 @@ def short(class_path: str) -> str:
 def join(*parts: str) -> str:
     """Join the parts of a dotted name that are not empty."""
     return ".".join(part for part in parts if part)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def _compressed(message: str) -> str:

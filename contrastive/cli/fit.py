@@ -30,6 +30,7 @@ from contrastive.cli.run_folder import SaveRun, new_run_folder, newest_checkpoin
 from contrastive.errors import InvalidValue, ProcessLost
 from contrastive.evaluation import evaluate_run
 from contrastive.evaluation.report import write_report
+from contrastive.plain_paths import spare_files
 from contrastive.training import ExportEncoder, SaveOnStop
 from contrastive.training.processes import end_with_parent, lost_process
 
@@ -52,6 +53,7 @@ def _ours_first(base: Any, name: str) -> str:
 
 
 _typehints.resolve_class_path_by_name = _ours_first  # type: ignore[assignment]
+spare_files()
 
 # What Pretrain takes by itself if it is given none, named here so that --model.views.size=64 is enough.
 PARTS = {"views": "contrastive.views.SimCLRViews", "projector": "contrastive.encoders.ProjectionHead"}

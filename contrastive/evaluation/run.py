@@ -19,6 +19,7 @@ from contrastive.evaluation.knn import Metric, knn_classify
 from contrastive.evaluation.metrics import Classification
 from contrastive.evaluation.probe import label_efficiency, linear_probe
 from contrastive.evaluation.results import describe_data, describe_encoder, write_result
+from contrastive.plain_paths import spare_files
 
 Folder = str | os.PathLike[str]
 
@@ -250,6 +251,7 @@ def instantiate(part: Mapping[str, Any], base: type) -> Any:
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
+    spare_files()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base, "part")
     # jsonargparse 4.49 renamed the method.
