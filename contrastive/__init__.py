@@ -53,6 +53,7 @@ _PUBLIC = {
     "knn_classify": "contrastive.evaluation",
     "extract_features": "contrastive.evaluation",
     "functional": "contrastive.functional",
+    "register": "contrastive.building",
 }
 
 __all__ = sorted([*_PUBLIC, "__version__"])

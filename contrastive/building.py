@@ -1,4 +1,4 @@
-"""Objects that a file names: built if they are classes of this library with plain values, or if the user trusts the file.
+"""Objects that a file names: built if they are classes of this library with plain values, or if the file is trusted.
 
 A run's ``config.yaml``, the folder of a recommender and a checkpoint describe objects by ``class_path`` and
 ``init_args``. Whoever wrote the file must not choose what runs here, so three things are decided on the text alone,
@@ -14,7 +14,9 @@ import inspect
 import os
 import types
 import typing
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -24,12 +26,17 @@ from contrastive.errors import InvalidType, InvalidValue
 _PACKAGES = ("contrastive", "recsys")
 _WITH_SHORT_NAMES = ("data", "encoders", "objectives", "training", "views")  # of contrastive
 # Data sets of torchvision that read images, or files whose digest they check; LSUN, for one, unpickles what it finds.
-_TORCHVISION = frozenset(
-    "CIFAR10 CIFAR100 Caltech101 Caltech256 Country211 DTD EMNIST EuroSAT FGVCAircraft FakeData FashionMNIST Flowers102 "
-    "Food101 GTSRB ImageFolder Imagenette KMNIST MNIST OxfordIIITPet PCAM QMNIST RenderedSST2 STL10 SUN397 SVHN USPS".split()
-)
+# fmt: off
+_TORCHVISION = {
+    "CIFAR10", "CIFAR100", "Caltech101", "Caltech256", "Country211", "DTD", "EMNIST", "EuroSAT",
+    "FGVCAircraft", "FakeData", "FashionMNIST", "Flowers102", "Food101", "GTSRB", "ImageFolder",
+    "Imagenette", "KMNIST", "MNIST", "OxfordIIITPet", "PCAM", "QMNIST", "RenderedSST2", "STL10", "SUN397",
+    "SVHN", "USPS",
+}
+# fmt: on
 _DESCRIPTION = {"class_path", "init_args", "dict_kwargs"}
 _registered: dict[str, type] = {}
+_trusts: ContextVar[bool] = ContextVar("_trusts", default=False)
 
 Class = TypeVar("Class", bound=type)
 
@@ -55,6 +62,16 @@ def register(kind: Class) -> Class:
     return kind
 
 
+@contextmanager
+def trusting(trust: bool) -> Iterator[None]:
+    """Trust whatever is read inside, if ``trust``: for what reads a run deep inside something that was asked for."""
+    before = _trusts.set(trust)
+    try:
+        yield
+    finally:
+        _trusts.reset(before)
+
+
 def build(part: Any, base: type, where: str, *, trust: bool = False) -> Any:
     """Build the object that a file describes.
 
@@ -68,7 +85,7 @@ def build(part: Any, base: type, where: str, *, trust: bool = False) -> Any:
         ValueError: the description names a class that is not ours (and ``trust`` is False), no class at all, one of
             another kind than ``base``, or arguments that do not fit it.
     """
-    if trust:
+    if trust or _trusts.get():
         return _by_jsonargparse(part, base, where)
     return _Reader(where, builds=True).object(part, base)
 
@@ -132,7 +149,9 @@ class _Reader:
             return part
         missing = [name for name in _required(kind) if name not in arguments]
         if missing:
-            raise InvalidValue(f"{self.where}: {path} needs {missing[0]}, which is not given; restore the file.")
+            raise InvalidValue(
+                f"{self.where}: {path} needs {missing[0]}, which is not given; restore the file."
+            )
         return kind(**arguments)
 
     def kind(self, path: Any) -> type:
@@ -143,9 +162,9 @@ class _Reader:
         if isinstance(found, type):
             return found
         raise InvalidValue(
-            f"{self.where} names the class {path}, which belongs neither to contrastive nor to recsys: building it would "
-            "run code that the author of the file has chosen. If you trust the author, use --trust_run on the command "
-            "line, trust=True in Python; or name the class yourself (--config, or contrastive.register)."
+            f"{self.where} names the class {path}, which belongs neither to contrastive nor to recsys: building it "
+            "would run code that the author of the file has chosen. If you trust the author, use --trust_run (in "
+            "Python trust=True); or name the class yourself, in a --config of your own or by contrastive.register."
         )
 
     def argument(self, value: Any, hint: Any, name: str) -> Any:
@@ -201,8 +220,7 @@ class _Reader:
             return {key: self.argument(one, kind, f"{name}.{key}") for key, one in value.items()}
         if dataclasses.is_dataclass(origin) and isinstance(origin, type):
             _require(value, isinstance(value, Mapping))
-            made = _Reader(self.where, self.builds, self.named).fields(value, origin, name)
-            return made if self.builds else value
+            return self.fields(value, origin, name)
         raise _Unfit
 
     def fields(self, value: Mapping[str, Any], kind: type, name: str) -> Any:
@@ -331,10 +349,13 @@ def _shown(value: Any) -> str:
 def _by_jsonargparse(part: Any, base: type, where: str) -> Any:
     from jsonargparse import ArgumentError, ArgumentParser
 
+    from contrastive.plain_paths import spare_files
+
     if not isinstance(part, Mapping) or "class_path" not in part:
         raise InvalidValue(
             f"{where} has {_shown(part)} where class_path and init_args were expected; restore the file."
         )
+    spare_files()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base, "part")
     # jsonargparse 4.49 renamed the method.
@@ -346,6 +367,6 @@ def _by_jsonargparse(part: Any, base: type, where: str) -> Any:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise InvalidValue(
-            f"{where}: {part.get('class_path')} cannot be built from its init_args {part.get('init_args', {})} ({cause}); "
-            "make the configuration fit this version of the class, or give the object itself"
+            f"{where}: {part.get('class_path')} cannot be built from its init_args {_shown(part.get('init_args', {}))} "
+            f"({cause}); make the configuration fit this version of the class, or give the object itself"
         ) from error

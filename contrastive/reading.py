@@ -1,18 +1,24 @@
-"""JSON and YAML files that may be damaged or come from anybody: their content as a dictionary, or a sentence."""
+"""Files that may be damaged or come from anybody: what is in them as plain values, or a sentence."""
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from contrastive.errors import FileMissing, FileTrouble, InvalidValue
 
+if TYPE_CHECKING:  # commands that need no tensors import neither NumPy nor torch
+    from numpy.typing import NDArray
+
 _MOST_NODES = 200_000
-"""Values in a file. A few hundred are usual; by anchors, YAML can name the same value so often that walking never ends."""
+"""Values in a file. Hundreds are usual; with anchors, YAML can name one value so often that walking never ends."""
 
 
-def read_mapping(path: str | os.PathLike[str], remedy: str = "copy it again, or restore it") -> dict[str, Any]:
+def read_mapping(
+    path: str | os.PathLike[str], remedy: str = "copy it again, or restore it"
+) -> dict[str, Any]:
     """Content of a ``.json`` or ``.yaml`` file that holds names and values.
 
     Args:
@@ -44,6 +50,69 @@ def read_mapping(path: str | os.PathLike[str], remedy: str = "copy it again, or 
             f"{path} holds a {type(content).__name__} where names with values were expected; {remedy}."
         )
     return content
+
+
+def read_tensors(path: str | os.PathLike[str], *, mmap: bool = False) -> Any:
+    """Content of a file of ``torch.save``: tensors and plain values, nothing that could run.
+
+    Args:
+        path: the file.
+        mmap: map the tensors into memory instead of reading them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read.
+        ValueError: it is damaged, or holds more.
+    """
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except FileNotFoundError:
+        raise FileMissing(f"there is no file {path}.") from None
+    except OSError as problem:
+        raise FileTrouble(f"{path} cannot be read ({problem.strerror or problem}).") from problem
+    except (
+        Exception
+    ) as problem:  # torch raises half a dozen kinds, with the advice to load the file all the same
+        raise InvalidValue(
+            f"{path} cannot be read ({_reason(problem)}); a file of torch.save that holds tensors and plain values, as "
+            "a state_dict, is accepted."
+        ) from None
+
+
+def _reason(problem: Exception) -> str:
+    if found := re.search(r"GLOBAL ([\w.]+)", str(problem)):
+        return f"it holds an object, {found[1]}"
+    if "weights_only" in str(problem):
+        return "it holds more than tensors, or is damaged"
+    return " ".join(str(problem).split())[:200] or type(problem).__name__
+
+
+def read_array(path: str | os.PathLike[str]) -> "NDArray[Any]":
+    """Content of a ``.npy`` file: numbers, no objects.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read.
+        ValueError: it is damaged, or holds objects.
+    """
+    import numpy as np
+
+    try:
+        array: NDArray[Any] = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+    except FileNotFoundError:
+        raise FileMissing(f"there is no file {path}.") from None
+    except OSError as problem:
+        raise FileTrouble(f"{path} cannot be read ({problem.strerror or problem}).") from problem
+    except (ValueError, EOFError, OverflowError, TypeError, SyntaxError) as problem:
+        reason = (
+            "it holds objects" if "allow_pickle" in str(problem) else " ".join(str(problem).split())[:200]
+        )
+        raise InvalidValue(
+            f"{path} cannot be read ({reason}); a file of numpy.save with numbers is accepted."
+        ) from None
+    return array
 
 
 def entry(content: Any, *names: str) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from contrastive.errors import InvalidValue
+from contrastive.reading import read_tensors
 from recsys.encoders import SASRec
 
 _PARTS = {  # ours: theirs
@@ -99,13 +100,13 @@ def _read(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         stand_ins: list[Any] = [(type(f"Inert{i}", (_Inert,), {}), name) for i, name in enumerate(named)]
         with torch.serialization.safe_globals(stand_ins):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = read_tensors(path)
     except OSError:
         raise
     except Exception as error:  # torch raises many kinds for a file that is none of its own
         raise InvalidValue(
-            f"load_recbole: {path} cannot be read as weights only ({' '.join(str(error).split())[:200]}); save its "
-            "state_dict with torch.save and give that file."
+            f"load_recbole: {path} cannot be read as weights only; save its state_dict with torch.save and give that "
+            f"file ({' '.join(str(error).split())[:200]})."
         ) from error
     weights = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):

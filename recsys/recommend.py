@@ -23,7 +23,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -171,27 +170,25 @@ class Recommender:
         return cls(copied, index, longest, data.fingerprint, kept)
 
     @classmethod
-    def from_run(cls, run: Folder, *, factory: str = "Flat", histories: bool = True) -> "Recommender":
+    def from_run(
+        cls, run: Folder, *, factory: str = "Flat", histories: bool = True, trust: bool = False
+    ) -> "Recommender":
         """Make the recommender of a training run, from its exported encoder and the data that its configuration names.
 
         Args:
             run: folder of the run, with ``config.yaml`` and ``encoder/``; the data must be where they were.
             factory, histories: see :meth:`from_model`.
+            trust: build classes of others too, if the run names them; they can run any code, so only for a run whose
+                author you trust.
 
         Raises:
             FileNotFoundError: the run has no exported encoder, or its data are not there.
             ValueError: a file is damaged, or the configuration names no :class:`~recsys.RecommenderData`.
         """
-        from lightning.pytorch import LightningDataModule
-
-        from contrastive.evaluation.run import instantiate
+        from contrastive.evaluation.run import build_data
 
         path = Path(run)
-        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        part = config.get("data") if isinstance(config, dict) else None
-        module: Any = None
-        if isinstance(part, dict) and "class_path" in part:
-            module = instantiate(part, LightningDataModule)
+        module = build_data(path, trust=trust)
         if not isinstance(getattr(module, "data", None), SequenceData):
             raise InvalidValue(
                 f"{path / 'config.yaml'} names no RecommenderData: this run trained no recommender."
@@ -580,29 +577,31 @@ class Recommender:
         return path
 
     @classmethod
-    def load(cls, folder: Folder, encoder: SequenceEncoder | None = None) -> "Recommender":
+    def load(
+        cls, folder: Folder, encoder: SequenceEncoder | None = None, *, trust: bool = False
+    ) -> "Recommender":
         """Read a saved recommender.
 
         Args:
-            folder: where it was saved; or that of a run, which holds one as ``recommender/`` or from which it is made
-                by :meth:`from_run`.
+            folder: where it was saved; or a folder, as of a run, that holds one as ``recommender/``.
             encoder: to load the weights into; needed for a class that is not ours, which is never looked up by the name
                 in a file.
+            trust: of the folder of a run that holds none, make one by ``from_run(folder, trust=True)``.
 
         Raises:
             FileNotFoundError: there is no recommender.
             ValueError: a file is damaged or missing, the parts do not belong together, or it is of another version.
         """
-        path = next(
-            (p for p in (Path(folder), Path(folder) / "recommender") if (p / RECORD).is_file()), Path(folder)
-        )
-        if not (path / RECORD).is_file():
-            if (path / "config.yaml").is_file() and (path / "encoder").is_dir():
-                return cls.from_run(path)
-            raise FileMissing(
-                f"{folder} holds no {RECORD}, and no run with config.yaml and encoder/; give the folder of "
-                "Recommender.save, or that of a training run."
-            )
+        path = _saved_in(folder)
+        if path is None:
+            if not _is_run(folder):
+                raise FileMissing(f"{folder} holds no {RECORD}; give the folder of Recommender.save.")
+            if not trust:
+                raise FileMissing(
+                    f"{folder} is the folder of a training run and holds no {RECORD}; Recommender.from_run(folder) "
+                    "makes a recommender of it."
+                )
+            return cls.from_run(folder, trust=True)
         try:
             record = json.loads((path / RECORD).read_text(encoding="utf-8"))
             kind, version = record["kind"], record["version"]
@@ -634,6 +633,14 @@ class Recommender:
                 Sequences(lists.flatten().to_numpy(), lists.offsets.to_numpy()),
             )
         return cls(made, Index.load(files / "index"), max_length, fingerprint, kept)
+
+
+def _saved_in(folder: Folder) -> Path | None:
+    return next((p for p in (Path(folder), Path(folder) / "recommender") if (p / RECORD).is_file()), None)
+
+
+def _is_run(folder: Folder) -> bool:
+    return (Path(folder) / "config.yaml").is_file() and (Path(folder) / "encoder").is_dir()
 
 
 def _empty_encoder(folder: Path) -> SequenceEncoder:
@@ -742,17 +749,20 @@ def recommend_items(
     exclude_seen: bool = False,
     filter: dict[str, Any] | None = None,
     cold: Cold = "raise",
+    trust: bool = False,
 ) -> list[dict[str, Any]]:
     """Recommend what comes next after a history.
 
     Args:
-        model: folder of a saved recommender, or of a run that has one.
+        model: folder of a saved recommender, or of a run, from whose encoder and data it is then made.
         history: ids of items, oldest first.
         user: id of a user whose history was saved with the recommender, instead.
         k: number of items.
         exclude_seen: leave out the items of the history.
         filter: column -> value or list of values; only items that meet all of them.
         cold: where nothing in the history is known: ``raise``, or recommend the most ``popular`` items.
+        trust: build classes of others too, if the run names them; they can run any code, so only for a run whose
+            author you trust.
 
     Returns:
         For each item its ``score``, ``id`` and ``title``, best first.
@@ -763,7 +773,10 @@ def recommend_items(
     """
     if (history is None) == (user is None):
         raise InvalidValue("recommend: give either history, the ids of items, or user.")
-    recommender = Recommender.load(model)
+    if _saved_in(model) is None and _is_run(model):
+        recommender = Recommender.from_run(model, trust=trust)
+    else:
+        recommender = Recommender.load(model)
     if user is not None:
         users = {str(known): known for known in recommender.users}
         if user not in users:

@@ -48,6 +48,7 @@ PUBLIC = [
     "linear_probe",
     "load_classifier",
     "load_encoder",
+    "register",
     "save_encoder",
     "stream_rows",
 ]

@@ -115,6 +115,7 @@ checkpoint of --ckpt_path, and that over the default. Any option of the configur
   --seed_everything=0         seed of everything random
   --name=NAME, --run_dir=DIR  the run folder: runs/NAME/0, 1, ... or DIR itself
   --ckpt_path=last            or best (newest run of this name), or a file; goes on from there
+  --trust_run                 build classes of others that a checkpoint or another run names
   --print_config              print the resolved configuration and leave
 
 what a class accepts:         contrastive {command} --model.objective.help=InfoNCE

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from contrastive.cli.errors import options_of
 from contrastive.errors import FileMissing, InvalidValue
+from contrastive.reading import entry, read_tensors
 
 
 def read_model(path: Path) -> dict[str, Any]:
@@ -28,10 +27,15 @@ def read_model(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileMissing(f"--ckpt_path={path}: there is no such file; give a checkpoint, or last, or best.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        arguments = dict(content.get("hyper_parameters", {}))
-    except Exception as problem:  # torch raises half a dozen kinds for a damaged file
+        content = read_tensors(path, mmap=True)
+    except InvalidValue as problem:
         raise InvalidValue(f"--ckpt_path={path} cannot be read as a checkpoint: {problem}") from problem
+    arguments = entry(content, "hyper_parameters") or {}
+    if not isinstance(content, Mapping) or not isinstance(arguments, Mapping):
+        raise InvalidValue(
+            f"--ckpt_path={path} is no checkpoint of Lightning; give one of checkpoints/ in a run."
+        )
+    arguments = dict(arguments)
     arguments.pop("_instantiator", None)
     class_path = arguments.pop("_class_path", None)
     if not arguments and class_path is None:

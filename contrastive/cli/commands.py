@@ -11,6 +11,11 @@ import contrastive
 from contrastive.cli import PLAIN_COMMANDS
 from contrastive.cli.errors import ShortErrors
 
+TRUST = (
+    "build classes that belong neither to contrastive nor to recsys, if the run names them; they can run any code, so "
+    "only for a run whose author you trust"
+)
+
 
 def run_command(command: str, words: Sequence[str]) -> int:
     """Parse ``words`` for a command, run it, and return its exit code."""
@@ -21,12 +26,18 @@ def run_command(command: str, words: Sequence[str]) -> int:
     if isinstance(function, type):
         parser.add_class_arguments(function, as_group=False)
     else:
-        parser.add_function_arguments(function, skip={"data"}, as_group=False)
+        parser.add_function_arguments(function, skip={"data", "trust"}, as_group=False)
+    trusts = "trust" in inspect.signature(function).parameters
+    if trusts:
+        parser.add_argument("--trust_run", action="store_true", help=TRUST)
     try:
         arguments = parser.parse_args(_with_lists(words, function))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
-    return show(function(**arguments.as_dict())) or 0
+    options = arguments.as_dict()
+    if trusts:
+        options["trust"] = options.pop("trust_run")
+    return show(function(**options)) or 0
 
 
 def _with_lists(words: Sequence[str], function: Callable[..., Any]) -> list[str]:
@@ -104,6 +115,7 @@ def _explore() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
         host: str = "127.0.0.1",
         port: int = 8765,
         open_browser: bool = False,
+        trust: bool = False,
     ) -> None:
         """Serve a page over a saved index until interrupted.
 
@@ -114,10 +126,12 @@ def _explore() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
             host: address to be reached at.
             port: port there; 0 takes a free one.
             open_browser: open the page.
+            trust: build classes of others too, if the run names them; they can run any code, so only for a run whose
+                author you trust.
         """
         from contrastive.retrieval.explorer import explore as serve
 
-        serve(index, other, run, host, port, open_browser)
+        serve(index, other, run, host, port, open_browser, trust)
 
     return explore, lambda nothing: None
 
@@ -131,15 +145,17 @@ def _export() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
 def _report() -> tuple[Callable[..., Any], Callable[[Any], int | None]]:
     from contrastive.evaluation.report import write_report
 
-    def report(run: str, max_images: int = 2000, seed: int = 0) -> Path:
+    def report(run: str, max_images: int = 2000, seed: int = 0, trust: bool = False) -> Path:
         """Write the report of a run.
 
         Args:
             run: folder of the run.
             max_images: test images to take through the encoder at most.
             seed: seed of that sample, of the views and of the map.
+            trust: build classes of others too, if the run names them; they can run any code, so only for a run whose
+                author you trust.
         """
-        return write_report(run, max_images=max_images, seed=seed)
+        return write_report(run, max_images=max_images, seed=seed, trust=trust)
 
     return report, print
 

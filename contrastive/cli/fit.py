@@ -21,11 +21,12 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from contrastive import data, encoders, objectives, training, views
+from contrastive.building import refuse_foreign, trusting
 from contrastive.cli import INTERRUPTED, TERMINATED
 from contrastive.cli.checkpoint import differences, explain_mismatch, read_model, without_unknown
 from contrastive.cli.errors import ShortErrors
 from contrastive.cli.progress import RunProgress
-from contrastive.cli.request import given, kept, run_name
+from contrastive.cli.request import given, kept, run_name, texts
 from contrastive.cli.run_folder import SaveRun, new_run_folder, newest_checkpoint
 from contrastive.errors import InvalidValue, ProcessLost
 from contrastive.evaluation import evaluate_run
@@ -62,6 +63,7 @@ MODEL = {
     "init_args": {part: {"class_path": class_path} for part, class_path in PARTS.items()},
 }
 SEED = 0
+TRUST_RUN = "--trust_run"  # no option of the parser: a configuration cannot give it, and does not keep it
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class TrainerCLI(LightningCLI):
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = list(words)
+        self.trusts = TRUST_RUN in self.words
         self.changed: list[str] = []
         self.folder: Path | None = None
         super().__init__(
@@ -145,7 +148,7 @@ class TrainerCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, with the model of a checkpoint as a configuration below all others, and tell what came of it."""
-        command, *words = self.words
+        command, *words = (word for word in self.words if word != TRUST_RUN)
         checkpoint = given(words, "ckpt_path")
         stored: dict[str, Any] = {}
         notes: list[str] = []
@@ -155,7 +158,10 @@ class TrainerCLI(LightningCLI):
         else:
             if checkpoint in ("last", "best"):
                 checkpoint = str(newest_checkpoint(run_name(words), checkpoint))
-            stored, notes = without_unknown(read_model(Path(checkpoint)))
+            stored = read_model(Path(checkpoint))
+            if not self.trusts:
+                refuse_foreign(stored, f"--ckpt_path={checkpoint}", texts(words))
+            stored, notes = without_unknown(stored)
             below = ["--config", json.dumps({"model": stored})] if stored else []
             words = [*below, *words, f"--ckpt_path={checkpoint}"]
         self.config = parser.parse_args([command, *words])
@@ -252,12 +258,12 @@ class TrainerCLI(LightningCLI):
         extras: Extras = self._get(self.config_init, "extras")
         if extras.evaluate and (self.folder / "encoder").is_dir():
             try:
-                evaluate_run(self.folder, data=self.datamodule)
+                evaluate_run(self.folder, data=self.datamodule, trust=True)
             except (ValueError, TypeError, OSError) as problem:
                 print(f"not evaluated: {problem}")
         print(f"run folder: {self.folder}")
         if extras.report:
-            print(f"report:     {write_report(self.folder)}")
+            print(f"report:     {write_report(self.folder, trust=True)}")
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run, and explain a checkpoint of another shape in a sentence."""
@@ -277,7 +283,8 @@ def run_trainer(words: Sequence[str]) -> int:
     hush()
     end_with_parent()
     try:
-        TrainerCLI(words)
+        with trusting(TRUST_RUN in words):
+            TrainerCLI(words)
     except SIGTERMException as stop:
         return stop.code if isinstance(stop.code, int) else TERMINATED
     except SystemExit as stop:

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from contrastive.cli.errors import short
-from contrastive.errors import InvalidValue
+from contrastive.reading import read_mapping
 
 
 def typed(words: Sequence[str], *options: str) -> list[str]:
@@ -33,13 +31,23 @@ def files(words: Sequence[str]) -> list[dict[str, Any]]:
     for path in typed(words, "--config", "-c"):
         if not Path(path).is_file():
             continue  # the parser says so
-        try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except yaml.YAMLError as problem:
-            raise InvalidValue(f"{path} is no valid YAML: {' '.join(str(problem).split())}") from problem
-        if isinstance(content, dict):
-            contents.append(content)
+        contents.append(read_mapping(path, "correct it"))
     return contents
+
+
+def texts(words: Sequence[str]) -> set[str]:
+    """Return every text of a command line and its configuration files: what the user has named."""
+    found = {word.partition("=")[2] or word for word in words}
+    left: list[Any] = list(files(words))
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            left.extend(part.values())
+        elif isinstance(part, list):
+            left.extend(part)
+        elif isinstance(part, str):
+            found.add(part)
+    return found
 
 
 def given(words: Sequence[str], option: str) -> str | None:

@@ -92,7 +92,8 @@ def torchvision_names() -> list[str]:
     from torchvision import datasets
 
     folders = {"ImageFolder", "DatasetFolder", "VisionDataset"}  # these have no data of their own
-    return [name for name in datasets.__all__ if name not in folders and name[0].isupper()]
+    unpickled = {"LSUN"}  # from files that anybody may have written; as an object it is the user's choice
+    return [name for name in datasets.__all__ if name not in folders | unpickled and name[0].isupper()]
 
 
 def torchvision_source(name: str, root: str, download: bool) -> Source:

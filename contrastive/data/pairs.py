@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from contrastive.data.loader import Loader
 from contrastive.data.module import DataModule, Inputs, Known, add_to_digest
 from contrastive.data.sources import open_source
 from contrastive.errors import FileMissing, InvalidValue
+from contrastive.reading import read_array, read_tensors
 
 
 def projections(images: Tensor) -> Tensor:
@@ -179,8 +179,8 @@ class PairData(DataModule):
         if not path.is_file():
             raise FileMissing(f"PairData({argument}={source!r}): there is no file {path.resolve()}.")
         if path.suffix == ".npy":
-            return torch.from_numpy(np.load(path, allow_pickle=False))
-        return torch.as_tensor(torch.load(path, weights_only=True))
+            return torch.from_numpy(read_array(path))
+        return torch.as_tensor(read_tensors(path))
 
     def _open(self, source: str) -> Any:
         return open_source(source, None, self.root, download=False)

@@ -14,7 +14,7 @@ from contrastive.data.files import image_folder, list_split
 from contrastive.data.images import Source, Split
 from contrastive.data.parquet import parquet_folder, parquet_split
 from contrastive.data.textures import textures
-from contrastive.errors import InvalidValue
+from contrastive.errors import FileMissing, InvalidValue
 
 LISTS = (".csv", ".tsv", ".txt")
 
@@ -69,7 +69,7 @@ def _find(argument: str, source: str | Dataset[Any], root: str | None, download:
         return Source(parquet_split([path]))
     if path.is_file() and path.suffix in LISTS:
         return Source(list_split(path))
-    raise (ValueError if path.exists() else FileNotFoundError)(
+    raise (InvalidValue if path.exists() else FileMissing)(
         f"ImageData({argument}={source!r}): {path.resolve()} "
         + (f"is a file of kind {path.suffix!r}." if path.exists() else f"does not exist.{_suggestion(name)}")
         + " Accepted are 'digits', 'textures', the name of a torchvision data set such as 'CIFAR10', a folder of "

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -14,9 +13,11 @@ from torch import Tensor, nn
 from contrastive import __version__
 from contrastive.encoders.backbones import TimmEncoder, TorchvisionEncoder
 from contrastive.encoders.conv import ConvEncoder
+from contrastive.encoders.fingerprint import weights_fingerprint, weights_part, whole_fingerprint
 from contrastive.encoders.mlp import MLPEncoder
 from contrastive.encoders.momentum import MomentumEncoder
 from contrastive.errors import FileMissing, InvalidType, InvalidValue
+from contrastive.reading import read_mapping
 
 WEIGHTS_FILE, DESCRIPTION_FILE = "encoder.safetensors", "encoder.json"
 
@@ -30,8 +31,8 @@ def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
     """Write an encoder, and nothing that stood on it, to a folder.
 
     The folder gets ``encoder.safetensors`` (the ``state_dict``) and ``encoder.json`` (class name, arguments,
-    width, library version and a SHA-256 fingerprint of the weights). Each file is written under another name
-    and renamed; a crash between the two renames leaves a pair that :func:`load_encoder` refuses.
+    width, library version, a fingerprint of the encoder and a checksum of the file). Each file is written under
+    another name and renamed; a crash between the two renames leaves a pair that :func:`load_encoder` refuses.
 
     Args:
         encoder: Any module with an integer ``dim``. What it keeps in ``config`` is recorded and must be
@@ -58,22 +59,23 @@ def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
         "config": getattr(encoder, "config", None),
         "dim": dim,
         "version": __version__,
-        "fingerprint": _fingerprint(weights),
     }
     try:
-        text = json.dumps(description, indent=2, allow_nan=False)
+        recorded = json.loads(json.dumps(description, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise InvalidType(
             f"encoder.config of save_encoder cannot be written as JSON ({error}); "
             "keep only numbers, strings, booleans, lists and dictionaries in it."
         ) from error
 
+    recorded["fingerprint"] = whole_fingerprint(recorded, weights_fingerprint(weights))
+    recorded["checksum"] = _checksum(recorded)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     part = f".{os.getpid()}.part"
     # Tensors that share memory are written once each: safetensors refuses aliases.
     save_file({name: value.clone() for name, value in weights.items()}, folder / (WEIGHTS_FILE + part))
-    (folder / (DESCRIPTION_FILE + part)).write_text(text + "\n", encoding="utf-8")
+    (folder / (DESCRIPTION_FILE + part)).write_text(_as_text(recorded), encoding="utf-8")
     for name in (WEIGHTS_FILE, DESCRIPTION_FILE):
         os.replace(folder / (name + part), folder / name)
     return folder
@@ -103,10 +105,11 @@ def load_encoder(path: str | os.PathLike[str], encoder: nn.Module | None = None)
         raise InvalidValue(
             f"path of load_encoder holds a damaged {folder / WEIGHTS_FILE} ({error}); copy or save it again."
         ) from error
-    if _fingerprint(weights) != description["fingerprint"]:
+    found, recorded = weights_fingerprint(weights), description["fingerprint"]
+    if recorded not in (found, whole_fingerprint(description, found)):
         raise InvalidValue(
-            f"path of load_encoder is {folder}, whose weights do not have the fingerprint recorded in its "
-            f"{DESCRIPTION_FILE}: one of the two files was changed or replaced; save the encoder again."
+            f"path of load_encoder is {folder}, whose weights or arguments do not have the fingerprint recorded in "
+            f"its {DESCRIPTION_FILE}: one of the two files was changed or replaced; save the encoder again."
         )
     if encoder is None:
         encoder = _rebuild(description, folder)
@@ -127,24 +130,37 @@ def _find(path: Path) -> Path:
 
 
 def _read_description(file: Path) -> dict[str, Any]:
-    try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InvalidValue(
-            f"path of load_encoder holds a damaged {file} ({error}); save the encoder again."
-        ) from error
+    description = read_mapping(file, "save the encoder again")
     needed = {"class", "config", "dim", "version", "fingerprint"}
-    if not isinstance(description, dict) or not needed <= description.keys():
+    if not needed <= description.keys():
         raise InvalidValue(
             f"path of load_encoder holds {file}, which lacks some of {sorted(needed)}: "
             "it was not written by save_encoder; give another folder."
         )
+    # Files of earlier versions have a shorter fingerprint and no checksum.
+    recorded = str(description["fingerprint"])
+    whole = description.get("checksum") == _checksum(description)
+    if recorded != weights_part(recorded) and not (
+        whole and _as_text(description) == file.read_text("utf-8")
+    ):
+        raise InvalidValue(
+            f"path of load_encoder holds {file}, which was changed after it was written; save the encoder again."
+        )
     return description
+
+
+def _checksum(description: dict[str, Any]) -> str:
+    rest = {name: value for name, value in description.items() if name != "checksum"}
+    return hashlib.sha256(_as_text(rest).encode()).hexdigest()
+
+
+def _as_text(description: dict[str, Any]) -> str:
+    return json.dumps(description, indent=2) + "\n"
 
 
 def _rebuild(description: dict[str, Any], folder: Path) -> nn.Module:
     name = description["class"]
-    if name not in _REBUILDABLE:
+    if not isinstance(name, str) or name not in _REBUILDABLE:
         raise InvalidValue(
             f"path of load_encoder is {folder}, which holds a {name!r}; only {', '.join(_REBUILDABLE)} are "
             f"built by name: make yours and call load_encoder(path, encoder={name}(...))."
@@ -175,18 +191,3 @@ def _load_weights(encoder: nn.Module, weights: dict[str, Tensor], folder: Path) 
             f"recorded in {DESCRIPTION_FILE}."
         )
     encoder.load_state_dict(weights)
-
-
-def weights_fingerprint(encoder: nn.Module) -> str:
-    """What :func:`save_encoder` records of the weights of an encoder: the same wherever they came from."""
-    return _fingerprint({name: value.detach().cpu() for name, value in encoder.state_dict().items()})
-
-
-def _fingerprint(weights: dict[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes; how the weights are stored does not matter."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        value = weights[name]
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

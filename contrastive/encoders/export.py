@@ -40,6 +40,7 @@ def export_encoder(
     input_shape: Sequence[int] | None = None,
     dtype: Literal["auto", "uint8", "float32"] = "auto",
     tolerance: float = 1e-4,
+    trust: bool = False,
 ) -> Path:
     """Export the encoder of a run, reload what was written, and compare it with the original.
 
@@ -60,6 +61,8 @@ def export_encoder(
         dtype: of the inputs: ``uint8`` (0 to 255) or ``float32`` (0 to 1 for images); ``auto`` is that of the run's
             data, and with an ``input_shape`` uint8 for images and float32 for vectors.
         tolerance: largest accepted difference between two features, as a fraction of the largest absolute feature.
+        trust: build classes of others too, if the run names them; they can run any code, so only for a run whose
+            author you trust.
 
     Returns:
         The file or folder that was written.
@@ -81,8 +84,8 @@ def export_encoder(
             f"export_encoder(tolerance={tolerance}): a number above 0 is needed, since two runtimes round differently; "
             "leave it at 1e-4"
         )
-    encoder = load_run_encoder(run).eval()
-    inputs = _inputs(run, input_shape, dtype)
+    encoder = load_run_encoder(run, trust=trust).eval()
+    inputs = _inputs(run, input_shape, dtype, trust)
     live = [_features(encoder, inputs[:size], "the encoder of the run") for size in BATCH_SIZES]
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +98,7 @@ def export_encoder(
             reloaded = _through_torchscript(encoder, inputs, model)
         else:
             # Into an encoder with other weights, so that weights which are not in the file cannot go unnoticed.
-            fresh = load_run_encoder(run, untrained=1)
+            fresh = load_run_encoder(run, untrained=1, trust=trust)
             reloaded = load_encoder(save_encoder(encoder, folder), fresh)
         largest = 0.0
         for size, expected in zip(BATCH_SIZES, live, strict=True):
@@ -159,13 +162,13 @@ def _check_packages(format: str) -> None:
         )
 
 
-def _inputs(run: Path_, shape: Sequence[int] | None, dtype: str) -> Tensor:
+def _inputs(run: Path_, shape: Sequence[int] | None, dtype: str, trust: bool) -> Tensor:
     """Samples to trace and to compare with: as many as the largest batch, of the run's data or random."""
     if dtype not in ("auto", "uint8", "float32"):
         raise InvalidValue(f"export_encoder(dtype={dtype!r}): give auto, uint8 or float32")
     count = max(BATCH_SIZES)
     if shape is None:
-        samples = _samples(run)
+        samples = _samples(run, trust)
         inputs = samples.repeat(-(-count // len(samples)), *[1] * (samples.ndim - 1))[:count]
     else:
         if not shape or min(shape) < 1:
@@ -187,23 +190,18 @@ def _inputs(run: Path_, shape: Sequence[int] | None, dtype: str) -> Tensor:
     return inputs
 
 
-def _samples(run: Path_) -> Tensor:
+def _samples(run: Path_, trust: bool) -> Tensor:
     """The first samples that the run is judged on, as its data module gives them."""
-    import yaml
-    from lightning.pytorch import LightningDataModule
-
-    from contrastive.evaluation.run import instantiate
+    from contrastive.evaluation.run import build_data, read_config
 
     remedy = "give the shape of one sample: input_shape=(3, 32, 32)"
-    path = Path(run) / "config.yaml"
-    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if not isinstance(config, dict) or "data" not in config:
+    if "data" not in read_config(run):
         raise InvalidValue(
             f"export_encoder(run={str(run)!r}): the folder has no config.yaml that names the data, so the shape of the "
             f"inputs is not known; {remedy}"
         )
+    data = build_data(run, trust=trust)
     try:
-        data = instantiate(config["data"], LightningDataModule)
         data.setup("test")
         batch = next(iter(data.evaluation_loaders()[1]))
     except Exception as error:  # the data may have moved, be encrypted, be gone: anyone's code reads them
@@ -256,7 +254,7 @@ def _through_torchscript(encoder: nn.Module, inputs: Tensor, path: Path) -> Mode
 
 def _not_exportable(encoder: nn.Module, format: str, other: str, error: Exception) -> ValueError:
     reason = str(error).strip().split("\n")[0][:300]
-    return ValueError(
+    return InvalidValue(
         f"export_encoder(format={format!r}): a {type(encoder).__name__} cannot be written as that "
         f"({type(error).__name__}: {reason}); try format={other!r}, or take what depends on values of the input out "
         "of its forward"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive.encoders.backbones import TimmEncoder, TorchvisionEncoder
-from contrastive.encoders.checkpoint import weights_fingerprint
+from contrastive.encoders.fingerprint import weights_fingerprint, whole_fingerprint
 from contrastive.encoders.text import TextEncoder
 from contrastive.errors import InvalidValue
 
@@ -26,7 +26,7 @@ class NamedEncoder(nn.Module):
         takes_text: whether inputs are texts; images otherwise.
         size: side in pixels that images are scaled to cover, and cut to, before they come here; 0 for texts.
         preprocessing: all that is done to an input, JSON-able.
-        fingerprint: SHA-256 of the weights.
+        fingerprint: of name, preprocessing and weights.
 
     Raises:
         ValueError: no such collection or model, or an option that does not fit it.
@@ -71,7 +71,8 @@ class NamedEncoder(nn.Module):
                 "mean": list(config["mean"]),
                 "std": list(config["std"]),
             }
-        self.fingerprint = weights_fingerprint(self.encoder)
+        described = {"class": name, "config": self.preprocessing}
+        self.fingerprint = whole_fingerprint(described, weights_fingerprint(self.encoder.state_dict()))
         self.eval()
 
     def forward(self, inputs: Any) -> Tensor:

@@ -1,5 +1,6 @@
 """Encoders of text, from the models of sentence-transformers."""
 
+import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,7 +27,7 @@ class TextEncoder(nn.Module):
     Raises:
         ImportError: the extra ``text`` is not installed.
         OSError: there is no such model, or its weights cannot be fetched.
-        ValueError: ``max_length`` is below 1.
+        ValueError: ``max_length`` is below 1, or the folder names modules of somebody else.
     """
 
     def __init__(self, name: str = "all-MiniLM-L6-v2", max_length: int | None = None) -> None:
@@ -39,6 +40,7 @@ class TextEncoder(nn.Module):
             raise ExtraMissing(
                 "TextEncoder needs the extra 'text': pip install 'contrastive[text]'."
             ) from error
+        _check_modules(name)
         try:
             with nullcontext() if Path(name).is_dir() else offline_if_unreachable():
                 self.network: Any = SentenceTransformer(name, device="cpu")
@@ -73,3 +75,23 @@ class TextEncoder(nn.Module):
         }
         features: Tensor = self.network(inputs)["sentence_embedding"]
         return features
+
+
+def _check_modules(folder: str) -> None:
+    """Refuse a folder whose network consists of other classes, which some versions would import from the folder."""
+    file = Path(folder) / "modules.json"
+    if not file.is_file():
+        return
+    try:
+        parts = json.loads(file.read_text(encoding="utf-8"))
+        kinds = [part["type"] for part in parts]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InvalidValue(
+            f"name of TextEncoder is {folder!r}, whose modules.json is damaged ({error})."
+        ) from error
+    for kind in kinds:
+        if not str(kind).startswith("sentence_transformers."):
+            raise InvalidValue(
+                f"name of TextEncoder is {folder!r}, whose modules.json names {kind}, which is not of "
+                "sentence-transformers and could run any code; give another model, or encode with it yourself."
+            )

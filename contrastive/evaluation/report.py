@@ -37,7 +37,12 @@ REPEATED = ("loss_epoch", "test_loss")  # means of what is drawn already, and si
 
 
 def write_report(
-    run_dir: Path_, output: Path_ | None = None, *, max_images: int = 2000, seed: int = 0
+    run_dir: Path_,
+    output: Path_ | None = None,
+    *,
+    max_images: int = 2000,
+    seed: int = 0,
+    trust: bool = False,
 ) -> Path:
     """Write the report of a run and return its path.
 
@@ -47,6 +52,8 @@ def write_report(
         max_images: how many test images to look at, at most; of training images five times as many. Of larger
             sets a random part is taken.
         seed: of that choice, of the views and of the map.
+        trust: build classes of others too, if the run names them; they can run any code, so only for a run whose
+            author you trust.
 
     Raises:
         FileNotFoundError: ``run_dir`` is not the folder of a run.
@@ -58,7 +65,7 @@ def write_report(
             "leave it at 2000"
         )
     run = read_run(run_dir)
-    text = compose(run, take_sample(run, max_images, seed), seed)
+    text = compose(run, take_sample(run, max_images, seed, trust=trust), seed)
     path = run.folder / "report.html" if output is None else Path(output)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
@@ -66,11 +73,10 @@ def write_report(
     return path
 
 
-def take_sample(run: Run, limit: int, seed: int) -> inspection.Sample | str:
+def take_sample(run: Run, limit: int, seed: int, *, trust: bool = False) -> inspection.Sample | str:
     """Take data through the encoder of a run, or say why that cannot be done."""
-    from lightning.pytorch import LightningDataModule
-
-    from contrastive.evaluation.run import instantiate, load_run_encoder
+    from contrastive.building import build
+    from contrastive.evaluation.run import build_data, load_run_encoder
     from contrastive.views import SimCLRViews
 
     if "data" not in run.config:
@@ -80,12 +86,13 @@ def take_sample(run: Run, limit: int, seed: int) -> inspection.Sample | str:
             "No pictures: they need encoder/ in the run folder, which `contrastive fit` writes when it ends."
         )
     try:
-        data = instantiate(run.config["data"], LightningDataModule)
+        data = build_data(run.folder, trust=trust)
         data.setup("test")
         described = run.setting("model.views")
-        views = SimCLRViews() if described is None else instantiate(described, torch.nn.Module)
+        file = str(run.folder / "config.yaml")
+        views = SimCLRViews() if described is None else build(described, torch.nn.Module, file, trust=trust)
         return inspection.take_sample(
-            load_run_encoder(run.folder).to("cuda" if torch.cuda.is_available() else "cpu"),
+            load_run_encoder(run.folder, trust=trust).to("cuda" if torch.cuda.is_available() else "cpu"),
             data.evaluation_loaders(),
             views if hasattr(data, "image_shape") or described else None,
             data.class_names,

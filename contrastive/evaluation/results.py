@@ -10,7 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from contrastive.encoders.fingerprint import weights_part, whole_fingerprint
 from contrastive.errors import InvalidValue
+from contrastive.reading import read_mapping
 
 PACKAGES = (
     "contrastive",
@@ -95,11 +97,20 @@ def describe_data(data: Any) -> dict[str, Any]:
 
 
 def describe_encoder(run: str | os.PathLike[str]) -> dict[str, Any]:
-    """Class, width and fingerprint of the encoder saved in the folder of a run."""
+    """Class, arguments, width and fingerprint of the encoder saved in the folder of a run; empty if there is none.
+
+    Of an encoder that an earlier version saved, the fingerprint is completed with what the file says of its arguments.
+
+    Raises:
+        ValueError: ``encoder.json`` is damaged.
+    """
     for folder in (Path(run) / "encoder", Path(run)):
         if (folder / "encoder.json").is_file():
-            description = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
-            return {name: description.get(name) for name in ("class", "config", "dim", "fingerprint")}
+            found = read_mapping(folder / "encoder.json", "save the encoder again")
+            description = {name: found.get(name) for name in ("class", "config", "dim", "fingerprint")}
+            if isinstance(recorded := found.get("fingerprint"), str):
+                description["fingerprint"] = whole_fingerprint(description, weights_part(recorded))
+            return description
     return {}
 
 

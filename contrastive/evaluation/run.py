@@ -1,6 +1,5 @@
 """Evaluating the folder of a training run: its encoder, on the data that its configuration names."""
 
-import copy
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -12,14 +11,15 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contrastive.building import build
 from contrastive.encoders import load_encoder
-from contrastive.errors import FileMissing, InvalidType, InvalidValue
+from contrastive.errors import FileMissing, InvalidType
 from contrastive.evaluation.features import Features, extract_features
 from contrastive.evaluation.knn import Metric, knn_classify
 from contrastive.evaluation.metrics import Classification
 from contrastive.evaluation.probe import label_efficiency, linear_probe
 from contrastive.evaluation.results import describe_data, describe_encoder, write_result
-from contrastive.plain_paths import spare_files
+from contrastive.reading import entry, read_mapping
 
 Folder = str | os.PathLike[str]
 
@@ -36,6 +36,7 @@ def probe_run(
     learning_rate: float | None = None,
     seed: int = 0,
     device: str = "auto",
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Linear probe on the frozen encoder of a run; writes ``results/linear_probe.json`` in its folder.
 
@@ -50,13 +51,15 @@ def probe_run(
         learning_rate: of ``sgd``; 0.1 * batch_size / 256 by default.
         seed: of the held-out part and of the batches.
         device: where to run the encoder; ``auto`` takes a GPU if there is one.
+        trust: build classes of others too, if the run names them; they can run any code, so only for a run whose
+            author you trust.
 
     Returns:
         The content of the JSON file.
     """
     start = time.perf_counter()
-    data = prepare_data(run, data)
-    train, test = _features(load_run_encoder(run), data, device)
+    data = prepare_data(run, data, trust=trust)
+    train, test = _features(load_run_encoder(run, trust=trust), data, device)
     settings: dict[str, Any] = {"solver": protocol, "standardize": standardize}
     result = linear_probe(
         train,
@@ -88,6 +91,7 @@ def knn_run(
     temperature: float = 0.1,
     metric: Metric = "cosine",
     device: str = "auto",
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Weighted nearest neighbours with the frozen encoder of a run; writes ``results/knn.json`` in its folder.
 
@@ -98,13 +102,15 @@ def knn_run(
         temperature: of the votes.
         metric: ``cosine`` or ``euclidean``.
         device: where to run the encoder; ``auto`` takes a GPU if there is one.
+        trust: build classes of others too, if the run names them; they can run any code, so only for a run whose
+            author you trust.
 
     Returns:
         The content of the JSON file.
     """
     start = time.perf_counter()
-    data = prepare_data(run, data)
-    train, test = _features(load_run_encoder(run), data, device)
+    data = prepare_data(run, data, trust=trust)
+    train, test = _features(load_run_encoder(run, trust=trust), data, device)
     result = knn_classify(train, test, k=k, temperature=temperature, metric=metric)
     settings = {"k": min(k, len(train)), "temperature": temperature, "metric": metric}
     return _write(run, "knn", settings, result, data, 0, start)
@@ -120,6 +126,7 @@ def evaluate_run(
     baselines: bool = True,
     seed: int = 0,
     device: str = "auto",
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Probe and kNN at few and at all labels, beside raw pixels and an encoder that was not trained.
 
@@ -135,16 +142,21 @@ def evaluate_run(
         baselines: False leaves out the rows of raw pixels and of the untrained encoder.
         seed: of the draws and of the untrained encoder's weights.
         device: where to run the encoders; ``auto`` takes a GPU if there is one.
+        trust: build classes of others too, if the run names them; they can run any code, so only for a run whose
+            author you trust.
 
     Returns:
         The content of ``label_efficiency.json``: its metrics are a table, encoder by method by labels a class.
     """
     start = time.perf_counter()
-    data = prepare_data(run, data)
+    data = prepare_data(run, data, trust=trust)
     rows: dict[str, nn.Module] = {}
     if baselines:
-        rows = {"raw pixels": RawPixels(), "untrained encoder": load_run_encoder(run, untrained=seed)}
-    rows["trained encoder"] = load_run_encoder(run)
+        rows = {
+            "raw pixels": RawPixels(),
+            "untrained encoder": load_run_encoder(run, untrained=seed, trust=trust),
+        }
+    rows["trained encoder"] = load_run_encoder(run, trust=trust)
     table: dict[str, Any] = {}
     for name, encoder in rows.items():
         train, test = _features(encoder, data, device)
@@ -210,24 +222,29 @@ class RawPixels(nn.Module):
         return values.flatten(1)
 
 
-def load_run_encoder(run: Folder, *, untrained: int | None = None) -> nn.Module:
+def load_run_encoder(run: Folder, *, untrained: int | None = None, trust: bool = False) -> nn.Module:
     """The encoder of a run: as trained, or with fresh weights.
 
-    Encoders of other packages are built from the configuration of the run.
+    Encoders of other packages are built from the configuration of the run, if they are registered
+    (:func:`contrastive.register`) or the run is trusted.
 
     Args:
         run: folder of the run, with ``encoder/`` in it.
         untrained: seed of fresh weights, in place of the trained (and of any pretrained) ones.
+        trust: build classes of others too, if the run names them; they can run any code, so only for a run whose
+            author you trust.
+
+    Raises:
+        FileNotFoundError: the run holds no encoder.
+        ValueError: a file is damaged, does not fit the others, or names a class that is not ours.
     """
-    config = _read_config(run)
-    part = config.get("model", {}).get("init_args", {}).get("encoder")
+    part = entry(read_config(run), "model", "init_args", "encoder")
     with torch.random.fork_rng():
         torch.manual_seed(untrained or 0)
-        if isinstance(part, dict) and "class_path" in part:
-            part = copy.deepcopy(part)
-            if part.get("init_args", {}).get("pretrained"):
-                part["init_args"]["pretrained"] = False
-            encoder: nn.Module = instantiate(part, nn.Module)
+        if isinstance(part, Mapping) and "class_path" in part:
+            if entry(part, "init_args", "pretrained"):
+                part = {**part, "init_args": {**part["init_args"], "pretrained": False}}
+            encoder: nn.Module = build(part, nn.Module, str(_config_file(run)), trust=trust)
             return encoder if untrained is not None else load_encoder(run, encoder)
         encoder = load_encoder(run)
         if untrained is None:
@@ -239,63 +256,56 @@ def load_run_encoder(run: Folder, *, untrained: int | None = None) -> nn.Module:
         return fresh
 
 
-def instantiate(part: Mapping[str, Any], base: type) -> Any:
-    """Build an object from ``class_path`` and ``init_args``, as configurations describe it.
-
-    Args:
-        part: the description; arguments may be descriptions themselves.
-        base: class that the object must be an instance of.
+def read_config(run: Folder) -> dict[str, Any]:
+    """Content of ``config.yaml`` of a run; empty if there is none.
 
     Raises:
-        ValueError: the class is not found, or does not take the arguments.
+        ValueError: the file is damaged.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    spare_files()
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(base, "part")
-    # jsonargparse 4.49 renamed the method.
-    build = parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes
-    try:
-        return build(parser.parse_object({"part": dict(part)})).part
-    except ArgumentError as error:
-        cause: BaseException = error  # the outermost message lists every type that was tried
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise InvalidValue(
-            f"{part.get('class_path')} cannot be built from its init_args {part.get('init_args', {})} ({cause}); make "
-            "the configuration fit this version of the class, or give the object itself"
-        ) from error
+    path = _config_file(run)
+    return read_mapping(path) if path.is_file() else {}
 
 
-def _read_config(run: Folder) -> dict[str, Any]:
-    import yaml
+def build_data(run: Folder, *, trust: bool = False) -> Any:
+    """The data module that the configuration of a run names, not set up.
 
-    path = Path(run) / "config.yaml"
-    if not path.is_file():
-        return {}
-    found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return found if isinstance(found, dict) else {}
+    Args:
+        run: folder of the run.
+        trust: build classes of others too, if the run names them; they can run any code, so only for a run whose
+            author you trust.
+
+    Raises:
+        FileNotFoundError: the run names no data.
+        ValueError: the file is damaged, or names a class that is not ours.
+    """
+    part = read_config(run).get("data")
+    if part is None:
+        raise FileMissing(
+            f"run={str(run)!r} has no config.yaml that names its data; give the data module: data=ImageData(...)"
+        )
+    return build(part, LightningDataModule, str(_config_file(run)), trust=trust)
 
 
-def prepare_data(run: Folder, data: LightningDataModule | None = None) -> Any:
+def prepare_data(run: Folder, data: LightningDataModule | None = None, *, trust: bool = False) -> Any:
     """The data module to evaluate on, set up: ``data``, or the one that the configuration of the run names.
+
+    Args:
+        run: folder of the run.
+        data: the data module, instead of the run's own.
+        trust: build classes of others too, if the run names them; they can run any code, so only for a run whose
+            author you trust.
 
     Raises:
         FileNotFoundError: there is no such run, or it names no data.
         TypeError: the data module gives no ordered batches.
+        ValueError: the configuration is damaged, or names a class that is not ours.
     """
     if not Path(run).is_dir():
         raise FileMissing(
             f"run={str(run)!r} is not a folder; give the folder of a training run, as runs/quickstart/0"
         )
     if data is None:
-        part = _read_config(run).get("data")
-        if not isinstance(part, dict) or "class_path" not in part:
-            raise FileMissing(
-                f"run={str(run)!r} has no config.yaml that names its data; give the data module: data=ImageData(...)"
-            )
-        data = instantiate(part, LightningDataModule)
+        data = build_data(run, trust=trust)
     if not hasattr(data, "evaluation_loaders"):
         raise InvalidType(
             f"data is a {type(data).__name__} without evaluation_loaders(), which gives ordered batches of the "
@@ -304,6 +314,10 @@ def prepare_data(run: Folder, data: LightningDataModule | None = None) -> Any:
     data.prepare_data()
     data.setup("test")
     return data
+
+
+def _config_file(run: Folder) -> Path:
+    return Path(run) / "config.yaml"
 
 
 def _features(encoder: nn.Module, data: Any, device: str) -> tuple[Features, Features]:

@@ -39,6 +39,7 @@ def few_shot_run(
     other: Folder | None = None,
     seed: int = 0,
     device: str = "auto",
+    trust: bool = False,
 ) -> dict[str, Any]:
     """N-way K-shot accuracy with the frozen encoder of a run; writes ``results/few_shot.json`` in its folder.
 
@@ -59,6 +60,8 @@ def few_shot_run(
         other: folder of a second run, whose encoder is compared on the same samples and episodes.
         seed: of the episodes.
         device: where to run the encoder; ``auto`` takes a GPU if there is one.
+        trust: build classes of others too, if the run names them; they can run any code, so only for a run whose
+            author you trust.
 
     Returns:
         The content of the JSON file. Its metrics are a table: kind of classifier by shot by classifier, each with
@@ -83,9 +86,9 @@ def few_shot_run(
         raise FileMissing(
             f"other={str(other)!r} is not a folder; give the folder of a second training run, as runs/quickstart/1"
         )
-    data = prepare_data(run, data)
-    features = _test_features(run, data, device)
-    other_features = None if other is None else _test_features(other, data, device)
+    data = prepare_data(run, data, trust=trust)
+    features = _test_features(run, data, device, trust)
+    other_features = None if other is None else _test_features(other, data, device, trust)
     support, query = sample_episodes(
         features.require_labels("few_shot_run"),
         way=way,
@@ -180,9 +183,9 @@ def _summary(result: FewShot) -> dict[str, float]:
     return {"mean": result.mean, "ci95": result.ci95}
 
 
-def _test_features(run: Folder, data: Any, device: str) -> Features:
+def _test_features(run: Folder, data: Any, device: str, trust: bool) -> Features:
     """Features of the test set alone. Every process by itself: often just one comes here."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     _, test = data.evaluation_loaders()
-    return extract_features(load_run_encoder(run).to(device), test, device, gather=False)
+    return extract_features(load_run_encoder(run, trust=trust).to(device), test, device, gather=False)

@@ -130,6 +130,7 @@ def embed_run(
     shard_size: int = 16_384,
     batch_size: int = 256,
     device: str = "auto",
+    trust: bool = False,
 ) -> Embeddings | None:
     """Write the embeddings of a data set by the encoder of a training run.
 
@@ -147,6 +148,8 @@ def embed_run(
         shard_size: vectors in a shard.
         batch_size: images that are encoded at a time.
         device: where to compute; ``auto`` takes a GPU if there is one.
+        trust: build classes of others too, if the run names them; they can run any code, so only for a run whose
+            author you trust.
 
     Returns:
         The finished embeddings; None if other processes still write some.
@@ -159,7 +162,7 @@ def embed_run(
     from contrastive.evaluation.results import describe_encoder
     from contrastive.evaluation.run import load_run_encoder, prepare_data
 
-    data: Any = prepare_data(run)
+    data: Any = prepare_data(run, trust=trust)
     if source is not None:
         shape = tuple(getattr(data, "image_shape", (3, 32, 32)))
         data = ImageData(source, size=shape[1:], channels=1 if shape[0] == 1 else 3)
@@ -168,7 +171,7 @@ def embed_run(
     preprocessing = {"shape": getattr(data, "image_shape", None)}
     preprocessing |= {name: (described.get("config") or {}).get(name) for name in ("mean", "std")}
     return _embed_data(
-        load_run_encoder(run),
+        load_run_encoder(run, trust=trust),
         data,
         out,
         split,

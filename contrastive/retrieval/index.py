@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from contrastive.encoders.fingerprint import same_encoder
 from contrastive.errors import InvalidType, InvalidValue, UnknownKey
 from contrastive.retrieval.engine import choose_factory
 from contrastive.retrieval.folder import check_files, read_manifest, write_folder
@@ -513,11 +514,12 @@ class Index:
         """
         path = Path(folder)
         manifest = read_manifest(path, KIND, VERSION)
-        if fingerprint is not None and manifest["fingerprint"] not in (None, fingerprint):
+        made_with = manifest["fingerprint"]
+        if None not in (fingerprint, made_with) and not same_encoder(fingerprint, made_with):
             raise InvalidValue(
-                f"{path} holds vectors of the encoder {str(manifest['fingerprint'])[:12]}, queries come from "
-                f"{fingerprint[:12]}; their distances mean nothing: use that encoder, build the index anew, or pass "
-                "fingerprint=None if you know better."
+                f"{path} holds vectors of the encoder {str(made_with)[:12]}, queries come from "
+                f"{str(fingerprint)[:12]}; their distances mean nothing: use that encoder, build the index anew, or "
+                "pass fingerprint=None if you know better."
             )
         files = check_files(path, manifest, checksums=check)
         width, metric = manifest["dim"], manifest["metric"]
@@ -582,7 +584,7 @@ def check_alike(indexes: Sequence[Index], call: str) -> None:
     for other in indexes[1:]:
         for name in ("dim", "metric", "fingerprint"):
             mine, theirs = getattr(indexes[0], name), getattr(other, name)
-            if mine != theirs:
+            if mine != theirs and not (name == "fingerprint" and same_encoder(mine, theirs)):
                 if name == "fingerprint":
                     mine, theirs = (None if one is None else one[:12] for one in (mine, theirs))
                 raise InvalidValue(

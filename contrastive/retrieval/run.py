@@ -37,6 +37,7 @@ def write_embeddings(
     shard_size: int = 16_384,
     batch_size: int = 256,
     device: str = "auto",
+    trust: bool = False,
 ) -> Embeddings | None:
     """Write the embeddings of images or texts to disk, by the encoder of a run or by somebody else's.
 
@@ -56,6 +57,8 @@ def write_embeddings(
         shard_size: vectors in a shard.
         batch_size: inputs that are encoded at a time.
         device: where to compute; ``auto`` takes a GPU if there is one.
+        trust: build classes of others too, if the run names them; they can run any code, so only for a run whose
+            author you trust.
 
     Returns:
         The finished embeddings; None if other processes still write some.
@@ -76,7 +79,7 @@ def write_embeddings(
                 "embed: pretrained, image_size, column and id_column are options of encoder; a run has weights and a "
                 "size of images of its own."
             )
-        return embed_run(run, out, source=source, **common)
+        return embed_run(run, out, source=source, trust=trust, **common)
     assert encoder is not None
     if source is None:
         raise InvalidValue(
@@ -149,6 +152,7 @@ def search_index(
     image_size: int | None = None,
     k: int = 10,
     filter: dict[str, Any] | None = None,
+    trust: bool = False,
 ) -> list[dict[str, Any]]:
     """Find what is closest to an item of an index, to an image or to a text.
 
@@ -163,6 +167,8 @@ def search_index(
         image_size: as it was given there.
         k: number of neighbours.
         filter: column -> value or list of values; only items that meet all of them.
+        trust: build classes of others too, if the run names them; they can run any code, so only for a run whose
+            author you trust.
 
     Returns:
         For each neighbour its ``score``, ``id`` and columns (but pictures), closest first.
@@ -184,7 +190,7 @@ def search_index(
     if encoder is not None and wanted:
         fingerprint, queries = _encode_by_name(encoder, pretrained, image_size, image, text)
     elif run is not None and image is not None:
-        fingerprint, queries = _encode_by_run(run, image)
+        fingerprint, queries = _encode_by_run(run, image, trust)
     folders = [index] if isinstance(index, str | os.PathLike) else list(index)
     opened: Index | IndexSet
     if len(folders) == 1:
@@ -230,13 +236,13 @@ def _integer(text: str) -> int:
         raise InvalidValue(f"search: the ids of this index are integers, got {text!r}.") from None
 
 
-def _encode_by_run(run: Folder, image: str) -> tuple[str | None, Array]:
+def _encode_by_run(run: Folder, image: str, trust: bool) -> tuple[str | None, Array]:
     """Fingerprint of a run's encoder, and the vector ``(1, D)`` of an image brought to the size of the run's data."""
     from contrastive.evaluation.results import describe_encoder
     from contrastive.evaluation.run import load_run_encoder, prepare_data
 
-    shape = prepare_data(run).image_shape
-    return describe_encoder(run).get("fingerprint"), _encode(load_run_encoder(run), image, shape)
+    shape = prepare_data(run, trust=trust).image_shape
+    return describe_encoder(run).get("fingerprint"), _encode(load_run_encoder(run, trust=trust), image, shape)
 
 
 def _encode_by_name(

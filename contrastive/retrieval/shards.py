@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from contrastive.encoders.fingerprint import same_encoder
 from contrastive.errors import FileInTheWay, FileMissing, InvalidValue
 from contrastive.retrieval.folder import MANIFEST, checksum, read_manifest
 from contrastive.retrieval.ids import Array
@@ -38,6 +39,10 @@ def begin(folder: Path, plan: dict[str, Any]) -> None:
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
         different = [name for name in sorted({*found, *plan}) if found.get(name) != plan.get(name)]
+        if same_encoder(
+            found.get("fingerprint"), plan.get("fingerprint")
+        ):  # one of the two by an earlier version
+            different = [name for name in different if name != "fingerprint"]
         if different:
             name = different[0]
             raise InvalidValue(

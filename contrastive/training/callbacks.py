@@ -205,11 +205,11 @@ class ExportEncoder(Callback):
         if self.evaluate:
             from contrastive.evaluation import evaluate_run
 
-            evaluate_run(run_folder(trainer), data=getattr(trainer, "datamodule", None))
+            evaluate_run(run_folder(trainer), data=getattr(trainer, "datamodule", None), trust=True)
         if self.report:
             from contrastive.evaluation.report import write_report
 
-            print(f"Report: {write_report(run_folder(trainer))}")
+            print(f"Report: {write_report(run_folder(trainer), trust=True)}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Export if the run was interrupted after it had begun."""

@@ -304,11 +304,13 @@ def save_classifier(classifier: nn.Module, run: str | os.PathLike[str], class_na
     return folder
 
 
-def load_classifier(run: str | os.PathLike[str]) -> nn.Sequential:
+def load_classifier(run: str | os.PathLike[str], *, trust: bool = False) -> nn.Sequential:
     """Encoder and classifier of a fine-tuning run: maps images to logits ``(B, C)``, in evaluation mode.
 
     Args:
         run: the folder of the run. ``classifier/classifier.json`` in it names the classes.
+        trust: build classes of others too, if the run names them; they can run any code, so only for a run whose
+            author you trust.
 
     Raises:
         FileNotFoundError: If the run left no classifier.
@@ -322,7 +324,7 @@ def load_classifier(run: str | os.PathLike[str]) -> nn.Sequential:
     num_classes, width = weights["weight"].shape
     classifier = nn.Linear(width, num_classes)
     classifier.load_state_dict(weights)
-    return nn.Sequential(load_run_encoder(run), classifier).eval()
+    return nn.Sequential(load_run_encoder(run, trust=trust), classifier).eval()
 
 
 def _named(recall: dict[int, float], class_names: list[str]) -> dict[str, float]:

@@ -1,14 +1,17 @@
 """Encoders on disk."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from contrastive.encoders import ConvEncoder, MomentumEncoder, load_encoder, save_encoder
+from contrastive.encoders import ConvEncoder, MLPEncoder, MomentumEncoder, load_encoder, save_encoder
 from contrastive.encoders import checkpoint as checkpoint_module
+from contrastive.encoders.fingerprint import same_encoder, weights_part
+from contrastive.evaluation.results import describe_encoder
 
 SMALL = (8, 8, 8)
 
@@ -37,8 +40,12 @@ def encoder() -> ConvEncoder:
 
 
 def rewrite(folder: Path, **changes: object) -> None:
+    """Write the description as earlier versions did, whose fingerprint covered the weights alone."""
     file = folder / "encoder.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    description = json.loads(file.read_text())
+    del description["checksum"]
+    description["fingerprint"] = weights_part(description["fingerprint"])
+    file.write_text(json.dumps(description | changes, indent=2) + "\n")
 
 
 def test_round_trip_is_exact_and_leaves_two_files(encoder: ConvEncoder, tmp_path: Path) -> None:
@@ -112,10 +119,64 @@ def test_one_flipped_bit_or_a_foreign_pair_is_refused(encoder: ConvEncoder, tmp_
         load_encoder(tmp_path)
 
 
+def test_one_flipped_bit_anywhere_in_the_folder_is_refused(tmp_path: Path) -> None:
+    """All bytes of the description and of the header of the weights, and some of the weights."""
+    torch.manual_seed(0)
+    folder = save_encoder(MLPEncoder(3, (4,), 2), tmp_path)
+    bits = random.Random(0)
+    for file, places in ((folder / "encoder.json", 10**6), (folder / "encoder.safetensors", 600)):
+        content = file.read_bytes()
+        for place in range(min(len(content), places)):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << bits.randrange(8)
+            file.write_bytes(damaged)
+            with pytest.raises(ValueError, match=r"path of load_encoder|damaged"):
+                load_encoder(folder)
+        file.write_bytes(content)
+    load_encoder(folder)
+
+
+@pytest.mark.parametrize("changes", [{"mean": [0.1, 0.5, 0.6]}, {"grid": 1}, {"std": [0.25, 0.25, 0.3]}])
+def test_what_changes_the_features_changes_the_fingerprint(
+    changes: dict[str, object], encoder: ConvEncoder, tmp_path: Path
+) -> None:
+    save_encoder(encoder, tmp_path / "a")
+    save_encoder(ConvEncoder(**{**encoder.config, **changes}), tmp_path / "b")  # type: ignore[arg-type]
+    weights = (tmp_path / "a" / "encoder.safetensors").read_bytes()
+    (tmp_path / "b" / "encoder.safetensors").write_bytes(weights)
+    prints = [describe_encoder(tmp_path / name)["fingerprint"] for name in "ab"]
+    assert prints[0] != prints[1]
+    assert not same_encoder(*prints)
+    file = tmp_path / "a" / "encoder.json"
+    file.write_text(file.read_text().replace("0.4", "0.1"))
+    with pytest.raises(ValueError, match="changed after it was written"):
+        load_encoder(tmp_path / "a")
+
+
+def test_an_encoder_of_an_earlier_version_loads_and_matches_what_was_made_with_it(
+    encoder: ConvEncoder, tmp_path: Path
+) -> None:
+    save_encoder(encoder, tmp_path)
+    whole = describe_encoder(tmp_path)["fingerprint"]
+    rewrite(tmp_path)
+    assert load_encoder(tmp_path).config == encoder.config
+    assert describe_encoder(tmp_path)["fingerprint"] == whole
+    assert same_encoder(whole, weights_part(whole))
+    assert same_encoder(weights_part(whole), whole)
+    assert not same_encoder("0" * 64, whole)
+    assert not same_encoder(None, whole)
+    assert same_encoder(None, None)
+    rewrite_mean = json.loads((tmp_path / "encoder.json").read_text())["config"] | {"mean": [0.1, 0.5, 0.6]}
+    (tmp_path / "encoder.json").write_text(
+        json.dumps(json.loads((tmp_path / "encoder.json").read_text()) | {"config": rewrite_mean})
+    )
+    assert describe_encoder(tmp_path)["fingerprint"] != whole
+
+
 def test_damaged_or_foreign_descriptions_are_refused(encoder: ConvEncoder, tmp_path: Path) -> None:
     file = save_encoder(encoder, tmp_path) / "encoder.json"
     text = file.read_text()
-    for bad, message in {text[:-10]: "damaged", "[]": "not written by", '{"class": "X"}': "lacks"}.items():
+    for bad, message in {text[:-10]: "damaged", "[]": "holds a list", '{"class": "X"}': "lacks"}.items():
         file.write_text(bad)
         with pytest.raises(ValueError, match=message):
             load_encoder(tmp_path)

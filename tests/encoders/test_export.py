@@ -163,7 +163,9 @@ class DependsOnBatch(nn.Module):
 
 
 def test_a_batch_size_that_was_baked_in_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("contrastive.evaluation.run.load_run_encoder", lambda run: DependsOnBatch().eval())
+    monkeypatch.setattr(
+        "contrastive.evaluation.run.load_run_encoder", lambda run, trust: DependsOnBatch().eval()
+    )
     with pytest.raises(ValueError, match=r"differ .* in a batch of 1"):
         export_encoder(tmp_path, tmp_path / "model.pt", "torchscript", input_shape=(4,))
     assert list(tmp_path.iterdir()) == []
@@ -214,7 +216,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_bytes_are_not_asked_of_floats(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "_samples", lambda run: torch.rand(5, 1, 8, 8))
+    monkeypatch.setattr(export, "_samples", lambda run, trust: torch.rand(5, 1, 8, 8))
     with pytest.raises(ValueError, match=r"dtype='uint8'.*torch\.float32.*leave dtype at auto"):
         export_encoder(run, tmp_path / "model.pt", "torchscript", dtype="uint8")
     out = export_encoder(run, tmp_path / "model.pt", "torchscript")

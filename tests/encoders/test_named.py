@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from contrastive.data.images import as_image, scale
 from contrastive.encoders import published
-from contrastive.encoders.checkpoint import weights_fingerprint
+from contrastive.encoders.fingerprint import weights_fingerprint, weights_part
 from contrastive.encoders.named import NamedEncoder
 
 
@@ -25,7 +25,8 @@ def test_random_weights_are_the_same_every_time(name: str) -> None:
     before = torch.random.get_rng_state()
     one, other = (NamedEncoder(name, pretrained=False, image_size=40) for _ in range(2))
     assert torch.equal(before, torch.random.get_rng_state())
-    assert one.fingerprint == other.fingerprint == weights_fingerprint(one.encoder)
+    assert one.fingerprint == other.fingerprint
+    assert weights_part(one.fingerprint) == weights_fingerprint(one.encoder.state_dict())
     assert torch.equal(one(images()), other(images()))
     assert one.preprocessing["crop"] == one.preprocessing["resize"] == one.size == 40
     assert one.preprocessing["pretrained"] is False
@@ -36,7 +37,15 @@ def test_weights_change_the_fingerprint() -> None:
     encoder = NamedEncoder("timm/resnet10t", pretrained=False, image_size=40)
     with torch.no_grad():
         next(encoder.encoder.parameters())[0] += 1e-3
-    assert weights_fingerprint(encoder.encoder) != encoder.fingerprint
+    assert weights_fingerprint(encoder.encoder.state_dict()) != weights_part(encoder.fingerprint)
+
+
+def test_preprocessing_changes_the_fingerprint() -> None:
+    one, other = (
+        NamedEncoder("timm/resnet10t", pretrained=False, image_size=size).fingerprint for size in (40, 48)
+    )
+    assert one != other
+    assert weights_part(one) == weights_part(other)
 
 
 @pytest.mark.parametrize(

@@ -376,7 +376,7 @@ def test_a_run_makes_its_recommender(tmp_path):
     arguments = {"source": "synthetic", "seed": 5, "max_length": 6, "synthetic": {"users": 30, "items": 40}}
     config = {"data": {"class_path": "recsys.RecommenderData", "init_args": arguments}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    loaded = Recommender.load(tmp_path)
+    loaded = Recommender.from_run(tmp_path)
     expected = Recommender.from_model(encoder, data, max_length=6)
     assert loaded.max_length == 6
     assert loaded.data_fingerprint == data.fingerprint
@@ -386,7 +386,7 @@ def test_a_run_makes_its_recommender(tmp_path):
     config["data"]["init_args"] = {"source": "digits"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(ValueError, match="names no RecommenderData"):
-        Recommender.load(tmp_path)
+        Recommender.from_run(tmp_path)
 
 
 def test_other_folders_are_neither_overwritten_nor_read(recommender, tmp_path):

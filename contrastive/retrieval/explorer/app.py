@@ -21,6 +21,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from contrastive.encoders.fingerprint import same_encoder
 from contrastive.errors import InvalidValue
 from contrastive.retrieval.explorer.catalogue import Catalogue
 from contrastive.retrieval.explorer.guard import UPLOAD_PATH, Guard, content_policy
@@ -90,7 +91,7 @@ def build_app(
         sides["other"] = Catalogue(other, names[1])
     main = sides["main"]
     made_with = index.manifest.get("fingerprint")
-    if encoder is not None and made_with and encoder.fingerprint != made_with:
+    if encoder is not None and made_with and not same_encoder(encoder.fingerprint, made_with):
         raise InvalidValue(
             f"explore(run=...): the index {names[0]!r} was made with another encoder (fingerprint {made_with[:12]}…) "
             f"than that of the run ({str(encoder.fingerprint)[:12]}…); give the run that the embeddings are from"

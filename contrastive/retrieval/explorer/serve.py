@@ -21,6 +21,7 @@ def explore(
     host: str = "127.0.0.1",
     port: int = 8765,
     open_browser: bool = False,
+    trust: bool = False,
 ) -> None:
     """Serve a page over an index until interrupted.
 
@@ -35,6 +36,8 @@ def explore(
         host: address to be reached at.
         port: port there; 0 takes a free one.
         open_browser: open the page.
+        trust: build classes of others too, if the run names them; they can run any code, so only for a run whose
+            author you trust.
 
     Raises:
         FileNotFoundError: a folder does not hold what it should.
@@ -57,7 +60,7 @@ def explore(
         app = build_app(
             _load(index),
             None if other is None else _load(other),
-            None if run is None else ImageEncoder(run),
+            None if run is None else ImageEncoder(run, trust=trust),
             names=(_name(index, "index"), "" if other is None else _name(other, "other")),
             host=host,
         )

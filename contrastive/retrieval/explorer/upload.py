@@ -2,7 +2,6 @@
 
 import io
 import os
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from contrastive.data.images import as_image, scale
-from contrastive.errors import FileMissing, InvalidValue
+from contrastive.errors import InvalidValue
 
 MOST_PIXELS = 50_000_000
 FORMATS = (
@@ -28,6 +27,7 @@ class ImageEncoder:
 
     Args:
         run: folder of the run.
+        trust: see :func:`contrastive.retrieval.explorer.explore`.
 
     Attributes:
         shape: ``(C, H, W)`` that images are brought to, as the run's data are.
@@ -38,13 +38,13 @@ class ImageEncoder:
         ValueError: the run's data are no images, or are gone, so that their size is not known.
     """
 
-    def __init__(self, run: str | os.PathLike[str]) -> None:
+    def __init__(self, run: str | os.PathLike[str], *, trust: bool = False) -> None:
         from contrastive.evaluation.results import describe_encoder
         from contrastive.evaluation.run import load_run_encoder
 
-        self._encoder = load_run_encoder(run).eval()
+        self._encoder = load_run_encoder(run, trust=trust).eval()
         self.fingerprint = describe_encoder(run).get("fingerprint")
-        self.shape = _image_shape(run)
+        self.shape = _image_shape(run, trust)
         self._encoding = Lock()  # a network in use by several threads at once would only make them all wait
 
     @torch.no_grad()
@@ -82,18 +82,13 @@ def decode(content: bytes) -> Image.Image:
         ) from error
 
 
-def _image_shape(run: str | os.PathLike[str]) -> tuple[int, int, int]:
-    import yaml
-    from lightning.pytorch import LightningDataModule
+def _image_shape(run: str | os.PathLike[str], trust: bool) -> tuple[int, int, int]:
+    from contrastive.evaluation.run import build_data
 
-    from contrastive.evaluation.run import instantiate
-
-    path = Path(run) / "config.yaml"
-    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     try:
-        if not isinstance(config, dict) or "data" not in config:
-            raise FileMissing(f"{path} does not name the data")
-        channels, height, width = instantiate(config["data"], LightningDataModule).image_shape
+        channels, height, width = build_data(run, trust=trust).image_shape
+    except InvalidValue:
+        raise
     except Exception as error:  # anyone's code reads the data
         raise InvalidValue(
             f"explore(run={str(run)!r}): the size of the run's images is not known, since its data cannot be opened "
