@@ -11,8 +11,8 @@ from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from contrastive.building import build
 from contrastive.cli import main
-from contrastive.evaluation.run import instantiate
 
 TINY = """
 model:
@@ -64,7 +64,7 @@ def test_fit_takes_lists_of_files(
 def test_a_saved_run_names_the_list_and_not_its_lines(folder: Path) -> None:
     path = write_list("l.csv", heading=True)
     part = {"class_path": "contrastive.data.ImageData", "init_args": {"source": path, "test": path}}
-    data = instantiate(part, LightningDataModule)
+    data = build(part, LightningDataModule, "config.yaml", trust=True)
     assert (data.source, data.test) == (path, path)
 
 
