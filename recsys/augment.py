@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from contrastive.checks import check_flag, check_number, check_whole
 from contrastive.errors import InvalidValue
 
 View: TypeAlias = tuple[Tensor, Tensor]  # items and lengths
@@ -158,9 +159,10 @@ def draw(
     Raises:
         ValueError: a ratio is out of range.
     """
-    for name, ratio in (("crop", crop), ("mask", mask), ("reorder", reorder)):
-        if not 0 <= ratio <= 1:
-            raise InvalidValue(f"augment: the ratio of {name} is {ratio}; give a number from 0 to 1.")
+    crop, mask, reorder = (
+        check_number("augment", f"the ratio of {name}", ratio, "[0, 1]")
+        for name, ratio in (("crop", crop), ("mask", mask), ("reorder", reorder))
+    )
     numbers = range(width + 1)
     table = torch.tensor(
         [
@@ -232,13 +234,15 @@ def insert(
         ValueError: wrong shapes or types, a ratio or number out of range, or not one source of items.
     """
     _check(items, lengths)
-    if (num_items is None) == (neighbours is None) or (num_items is not None and num_items < 1):
+    if (num_items is None) == (neighbours is None):
         raise InvalidValue(
             f"augment.insert: num_items is {num_items}, neighbours {'given' if neighbours is not None else 'None'}; "
-            "give one of the two, num_items at least 1."
+            "give one of the two."
         )
-    if max_length is not None and max_length < 1:
-        raise InvalidValue(f"augment.insert: max_length is {max_length}; give at least 1.")
+    if num_items is not None:
+        num_items = check_whole("augment.insert", "num_items", num_items)
+    if max_length is not None:
+        max_length = check_whole("augment.insert", "max_length", max_length)
     width = items.shape[1]
     edits = draw(torch.full_like(lengths, MASK), lengths, width, generator, mask=ratio)
     t = torch.arange(width, device=items.device)
@@ -315,8 +319,8 @@ def substitute(
         ValueError: wrong shapes or types, or a probability out of range.
     """
     _check(items, lengths)
-    if not 0 <= probability <= 1:
-        raise InvalidValue(f"augment.substitute: probability is {probability}; give a number from 0 to 1.")
+    probability = check_number("augment.substitute", "probability", probability, "[0, 1]")
+    check_flag("augment.substitute", "allow_padding", allow_padding)
     real = torch.arange(items.shape[1], device=items.device) < lengths[:, None]
     places = (_uniform(items.shape, generator, items) < probability) & real & (items > 0)
     slots = draw_slots(items, places, neighbours, generator, allow_padding=allow_padding)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from contrastive.checks import check_flag, check_whole
 from contrastive.errors import InvalidValue
 from recsys.data import Array, Cases, Sequences, Split
 
@@ -122,13 +123,12 @@ class TrainingBatches:
         samples: int = 0,
         seed: int = 0,
     ) -> None:
-        if batch_targets < 1 or not 1 <= stride <= max_length or samples < 0:
-            raise InvalidValue(
-                f"TrainingBatches: batch_targets={batch_targets}, stride={stride}, samples={samples} with "
-                f"max_length={max_length}; give 1 or more targets, a stride from 1 to max_length, and samples of 0 "
-                "or more."
-            )
-        self.seed, self.batch_targets, self.samples = seed, batch_targets, samples
+        name = "TrainingBatches"
+        max_length = check_whole(name, "max_length", max_length)
+        stride = check_whole(name, "stride", stride, 1, max_length)
+        check_flag(name, "shared", shared)
+        self.seed, self.samples = check_whole(name, "seed", seed, 0), check_whole(name, "samples", samples, 0)
+        self.batch_targets = batch_targets = check_whole(name, "batch_targets", batch_targets)
         self.epoch, self._position, self._resuming = 0, 0, False
         self.flat = torch.from_numpy(train.items)
         starts, lengths, reads = windows(train, max_length, stride) if shared else separate(train, max_length)
@@ -278,10 +278,8 @@ def training_prefixes(split: Split, max_length: int, stride: int = 1) -> PrefixT
     Raises:
         ValueError: a stride outside 1 to ``max_length``.
     """
-    if not 1 <= stride <= max_length:
-        raise InvalidValue(
-            f"training_prefixes: stride is {stride} with max_length={max_length}; give a stride from 1 to max_length."
-        )
+    max_length = check_whole("training_prefixes", "max_length", max_length)
+    stride = check_whole("training_prefixes", "stride", stride, 1, max_length)
     rows, ends = split.samples()
     first = split.train.offsets[rows]
     more = -(-np.maximum(ends - max_length, 0) // stride)  # windows after the first
@@ -298,12 +296,16 @@ class HeldOutBatches:
         cases: histories and targets.
         max_length: window of the encoder.
         batch_size: cases in a batch.
+
+    Raises:
+        ValueError: a number below 1.
     """
 
     sampler = batch_sampler = None
 
     def __init__(self, cases: Cases, *, max_length: int = 50, batch_size: int = 512) -> None:
-        self.cases, self.batch_size = cases, batch_size
+        self.cases, self.batch_size = cases, check_whole("HeldOutBatches", "batch_size", batch_size)
+        max_length = check_whole("HeldOutBatches", "max_length", max_length)
         lengths = np.minimum(cases.histories.lengths, max_length)
         starts = cases.histories.offsets[1:] - lengths
         self._flat, self._starts, self._lengths, self._targets = (

@@ -4,6 +4,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import svds
 
+from contrastive.checks import check_whole
 from contrastive.errors import InvalidValue
 from recsys.data import Array, Sequences
 
@@ -24,22 +25,29 @@ def interaction_vectors(train: Sequences, num_items: int, dim: int = 64, window:
         ``(num_items + 1, dim)`` float32 rows of unit length; zero for padding and items without neighbours.
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: a number below 1, or no two items stand near each other in any history.
     """
-    if dim < 1 or window < 1:
-        raise InvalidValue(f"interaction_vectors: dim is {dim} and window {window}; give 1 or more of each.")
+    name = "interaction_vectors"
+    num_items, dim = check_whole(name, "num_items", num_items), check_whole(name, "dim", dim)
+    window = check_whole(name, "window", window)
     items, rows = train.items, np.repeat(np.arange(len(train)), train.lengths)
     pairs = [(items[:-step], items[step:]) for step in range(1, window + 1) if len(items) > step]
     kept = [
         (a[same], b[same]) for step, (a, b) in enumerate(pairs, 1) for same in [rows[:-step] == rows[step:]]
     ]
+    first, second = (np.concatenate([pair[side] for pair in kept] or [items[:0]]) for side in (0, 1))
     size = num_items + 1
-    first, second = (np.concatenate(part) for part in zip(*kept, strict=True))
     counts = sp.coo_array((np.ones(len(first)), (first, second)), shape=(size, size)).tocsr()
     counts = counts + counts.T
     totals = np.asarray(counts.sum(0)).ravel()
     entries = counts.tocoo()
     information = np.log(entries.data * totals.sum() / (totals[entries.row] * totals[entries.col]))
+    if num_items < 2 or not (information > 0).any():
+        raise InvalidValue(
+            f"{name}: in {len(train)} training histories of {num_items} items none stands beside another more often "
+            "than by chance, so interactions tell nothing of them; choose semantics='attributes' or 'texts', or give "
+            "longer histories."
+        )
     positive = sp.coo_array(
         (np.maximum(information, 0), (entries.row, entries.col)), shape=(size, size)
     ).tocsr()

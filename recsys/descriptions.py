@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from contrastive.checks import check_number, check_whole
 from contrastive.errors import InvalidValue
 from recsys.data import Sequences
 
@@ -63,11 +64,13 @@ def item_prompts(
     Raises:
         ValueError: a history holds an item without an entry in ``texts``, or a number is negative.
     """
-    if int(train.items.max(initial=0)) >= len(texts) or contexts < 0 or context_length < 1:
+    contexts = check_whole("item_prompts", "contexts", contexts, 0)
+    context_length = check_whole("item_prompts", "context_length", context_length)
+    seed = check_whole("item_prompts", "seed", seed, 0)
+    if int(train.items.max(initial=0)) >= len(texts):
         raise InvalidValue(
-            f"item_prompts: items up to {train.items.max(initial=0)} for {len(texts)} texts, contexts={contexts}, "
-            f"context_length={context_length}; give a text or None for every item, contexts of 0 or more and a length "
-            "of 1 or more."
+            f"item_prompts: items up to {train.items.max(initial=0)} for {len(texts)} texts; give a text or None for "
+            "every item."
         )
     rows = np.repeat(np.arange(len(train)), train.lengths)
     places = np.arange(len(train.items)) - train.offsets[rows]
@@ -203,9 +206,22 @@ def describe(
         ConnectionError: the endpoint cannot be reached, stays busy, or rejects the key or the model. What was answered
             until then is in the file; call again to go on.
     """
-    key = _check_options(
-        base_url, api_key_variable, price_in, price_out, max_cost, max_tokens, workers, retries
-    )
+    for option, number, least in (
+        ("max_tokens", max_tokens, 1),
+        ("workers", workers, 1),
+        ("retries", retries, 0),
+    ):
+        check_whole("describe", option, number, least)
+    for option, amount, interval in (
+        ("temperature", temperature, "[0, inf)"),
+        ("pause", pause, "[0, inf)"),
+        ("timeout", timeout, "(0, inf)"),
+        ("price_in", price_in or 0, "[0, inf)"),
+        ("price_out", price_out or 0, "[0, inf)"),
+        ("max_cost", max_cost or 0, "[0, inf)"),
+    ):
+        check_number("describe", option, amount, interval)
+    key = _check_access(base_url, api_key_variable, price_in, price_out, max_cost)
     options = {"model": model, "max_tokens": max_tokens, "temperature": temperature}
     names = [None if prompt is None else _name(prompt, options) for prompt in prompts]
     path = Path(file)
@@ -243,23 +259,16 @@ def describe(
     return [None if name is None else answers.get(name) for name in names]
 
 
-def _check_options(
+def _check_access(
     base_url: str,
     api_key_variable: str | None,
     price_in: float | None,
     price_out: float | None,
     max_cost: float | None,
-    max_tokens: int,
-    workers: int,
-    retries: int,
 ) -> str | None:
     if not base_url.startswith(("http://", "https://")):
         raise InvalidValue(
             f"describe: base_url is {base_url!r}; give one that begins with http:// or https://."
-        )
-    if max_tokens < 1 or workers < 1 or retries < 0:
-        raise InvalidValue(
-            f"describe: max_tokens={max_tokens}, workers={workers}, retries={retries}; give 1, 1 and 0 or more."
         )
     if max_cost is not None and (price_in is None or price_out is None):
         raise InvalidValue("describe: max_cost needs price_in and price_out, per million tokens.")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contrastive.checks import check_choice, check_number, check_whole
 from contrastive.errors import InvalidValue
 from recsys.batches import gather_windows
 
@@ -92,10 +93,8 @@ class SequenceEncoder(nn.Module):
 
     def __init__(self, num_items: int | None, dim: int, max_length: int) -> None:
         super().__init__()
-        for name, number in (("dim", dim), ("max_length", max_length)):
-            if number < 1:
-                raise InvalidValue(f"{type(self).__name__}: {name} is {number}; give 1 or more.")
-        self.num_items, self.dim, self.max_length = 0, dim, max_length
+        self.num_items, self.dim = 0, check_whole(type(self).__name__, "dim", dim)
+        self.max_length = check_whole(type(self).__name__, "max_length", max_length)
         self.config: dict[str, Any] = {}
         if num_items is not None:
             self.setup(num_items)
@@ -106,11 +105,11 @@ class SequenceEncoder(nn.Module):
         Raises:
             ValueError: fewer than one item, or another number than the table was made for.
         """
-        if num_items < 1 or self.num_items not in (0, num_items):
+        num_items = check_whole(type(self).__name__, "num_items", num_items)
+        if self.num_items not in (0, num_items):
             raise InvalidValue(
-                f"{type(self).__name__}: num_items is {num_items}"
-                + (f", the item table is for {self.num_items}" if self.num_items else "")
-                + "; give the number of items in the catalogue, 1 or more."
+                f"{type(self).__name__}: num_items is {num_items}, the item table is for {self.num_items}; give data "
+                "of the same catalogue, or a new encoder."
             )
         if not self.num_items:
             self.num_items = num_items
@@ -254,16 +253,15 @@ class SASRec(SequenceEncoder):
         positions: Literal["start", "end"] = "start",
     ) -> None:
         super().__init__(num_items, dim, max_length)
-        if min(layers, heads, inner_dim) < 1 or dim % heads:
-            raise InvalidValue(
-                f"SASRec: layers={layers}, heads={heads}, inner_dim={inner_dim} with dim={dim}; give 1 or more of "
-                "each, and heads that divide dim."
-            )
-        for name, share in (("dropout", dropout), ("attention_dropout", attention_dropout)):
-            if not 0 <= share < 1:
-                raise InvalidValue(f"SASRec: {name} is {share}; give a share in [0, 1).")
-        if positions not in ("start", "end"):
-            raise InvalidValue(f"SASRec: positions is {positions!r}; choose 'start' or 'end'.")
+        dim, max_length = self.dim, self.max_length
+        layers = check_whole("SASRec", "layers", layers)
+        heads = check_whole("SASRec", "heads", heads)
+        inner_dim = check_whole("SASRec", "inner_dim", inner_dim)
+        dropout = check_number("SASRec", "dropout", dropout, "[0, 1)")
+        attention_dropout = check_number("SASRec", "attention_dropout", attention_dropout, "[0, 1)")
+        check_choice("SASRec", "positions", positions, ("start", "end"))
+        if dim % heads:
+            raise InvalidValue(f"SASRec: heads is {heads} with dim={dim}; give heads that divide dim.")
         self.config |= {
             "dim": dim,
             "layers": layers,
@@ -477,11 +475,10 @@ class GRU4Rec(SequenceEncoder):
         dropout: float = 0.3,
     ) -> None:
         super().__init__(num_items, dim, max_length)
-        if min(hidden_dim, layers) < 1 or not 0 <= dropout < 1:
-            raise InvalidValue(
-                f"GRU4Rec: hidden_dim={hidden_dim}, layers={layers}, dropout={dropout}; give sizes of 1 or more and a "
-                "dropout in [0, 1)."
-            )
+        dim, max_length = self.dim, self.max_length
+        hidden_dim = check_whole("GRU4Rec", "hidden_dim", hidden_dim)
+        layers = check_whole("GRU4Rec", "layers", layers)
+        dropout = check_number("GRU4Rec", "dropout", dropout, "[0, 1)")
         self.config |= {
             "dim": dim,
             "hidden_dim": hidden_dim,

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from contrastive.checks import check_number, check_whole
 from contrastive.errors import InvalidValue, NotReady
 from recsys.data import Sequences
 
@@ -117,11 +118,8 @@ class SequentialRules:
     rules: Any = None  # (num_items + 1, num_items + 1) CSR of q; rows add up to 1, or are empty
 
     def __init__(self, steps: int = 10, recency: float = 0.3) -> None:
-        if steps < 1 or not 0 < recency <= 1:
-            raise InvalidValue(
-                f"SequentialRules: steps={steps}, recency={recency}; give 1 step or more and a weight in (0, 1]."
-            )
-        self.steps, self.recency = steps, recency
+        self.steps = check_whole("SequentialRules", "steps", steps)
+        self.recency = check_number("SequentialRules", "recency", recency, "(0, 1]")
 
     def fit(self, train: Sequences, num_items: int) -> "SequentialRules":
         """Count what followed what in training histories.
@@ -182,9 +180,7 @@ class ItemKNN:
     similarity: Any = None  # (num_items + 1, num_items + 1) CSR
 
     def __init__(self, recency: float = 0.8) -> None:
-        if not 0 < recency <= 1:
-            raise InvalidValue(f"ItemKNN: recency={recency}; give a weight in (0, 1].")
-        self.recency = recency
+        self.recency = check_number("ItemKNN", "recency", recency, "(0, 1]")
 
     def fit(self, train: Sequences, num_items: int) -> "ItemKNN":
         """Compare the users of all pairs of items that have a user in common.
@@ -233,6 +229,7 @@ def _fitted(floor: object, learnt: Any) -> Any:
 
 def _counts(train: Sequences, num_items: int) -> Array:
     """How often each item occurs, ``(num_items + 1,)`` float64."""
+    num_items = check_whole("fit", "num_items", num_items)
     if train.items.size and not 1 <= train.items.min() <= train.items.max() <= num_items:
         raise InvalidValue(
             f"training items are {train.items.min()} to {train.items.max()}, num_items={num_items}; items must be 1 to "

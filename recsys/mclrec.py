@@ -22,12 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contrastive.checks import check_choice, check_number, check_whole
 from contrastive.errors import InvalidValue
 from contrastive.similarity import gather, stream_rows, world_size
 from contrastive.similarity.distributed import average
 from contrastive.similarity.rows import DENSE_ENTRIES
 from recsys import augment
-from recsys.objectives import Head, Samples, encode_all, pair_contrast, products
+from recsys.objectives import SIMILARITIES, Head, Samples, check_edits, encode_all, pair_contrast, products
 
 if TYPE_CHECKING:
     from recsys.batches import PrefixTable
@@ -54,7 +55,11 @@ def regulariser(first: Tensor, second: Tensor, temperature: float = 1.0) -> Tens
 
     Returns:
         Scalar, this process' share; 0 for a single pair, which has no negatives.
+
+    Raises:
+        ValueError: a temperature that is not above 0.
     """
+    check_number("regulariser", "temperature", temperature, "(0, inf)")
     rows = gather(torch.stack((first, second), 1) * temperature**-0.5)
     local, everyone = rows.local.flatten(0, 1), rows.all.flatten(0, 1)
     count = len(everyone) - 2
@@ -179,7 +184,7 @@ class MCLRec(Head):
         widths: of the augmenters' inner layers.
 
     Raises:
-        ValueError: an unknown ``update`` or ``margins``.
+        ValueError: an unknown ``update``, ``margins`` or ``similarity``, or a number out of range.
     """
 
     def __init__(
@@ -197,16 +202,19 @@ class MCLRec(Head):
         widths: tuple[int, int] = (32, 16),
     ) -> None:
         super().__init__()
-        for option, value, known in (
-            ("update", update, ("paper", "released", "joint")),
-            ("margins", margins, ("row", "set")),
-        ):
-            if value not in known:
-                raise InvalidValue(f"MCLRec: {option} is {value!r}; choose one of {', '.join(known)}.")
-        self.data_weight, self.model_weight = data_weight, model_weight
-        self.regulariser_weight, self.margins, self.update = regulariser_weight, margins, update
-        self.edits = {"crop": crop, "mask": mask, "reorder": reorder}
-        self.temperature, self.similarity, self.widths = temperature, similarity, widths
+        check_choice("MCLRec", "update", update, ("paper", "released", "joint"))
+        check_choice("MCLRec", "margins", margins, ("row", "set"))
+        check_choice("MCLRec", "similarity", similarity, SIMILARITIES)
+        self.update, self.margins, self.similarity = update, margins, similarity
+        self.data_weight = check_number("MCLRec", "data_weight", data_weight, "[0, inf)")
+        self.model_weight = check_number("MCLRec", "model_weight", model_weight, "[0, inf)")
+        self.regulariser_weight = check_number("MCLRec", "regulariser_weight", regulariser_weight, "[0, inf)")
+        self.temperature = check_number("MCLRec", "temperature", temperature, "(0, inf)")
+        self.edits = check_edits("MCLRec", crop=crop, mask=mask, reorder=reorder)
+        if not isinstance(widths, tuple | list) or len(widths) != 2:
+            raise InvalidValue(f"MCLRec: widths is {widths!r}; give two whole numbers, as (32, 16).")
+        first, second = (check_whole("MCLRec", "widths", width) for width in widths)
+        self.widths = first, second
         self.augmenters = nn.ModuleList()
 
     def setup(

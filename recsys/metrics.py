@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from contrastive.checks import check_choice
+from contrastive.checks import check_choice, check_whole
 from contrastive.errors import InvalidValue
 from recsys.data import Cases, Sequences
 from recsys.objectives import products
@@ -156,12 +156,10 @@ def rank_by_vectors(
         ValueError: shapes do not fit, an item is not in the catalogue, a block is empty, or a score is NaN.
     """
     _check("rank_by_vectors", "keep", ties)
+    user_block = check_whole("rank_by_vectors", "user_block", user_block)
     if item_block is None:
         item_block = max(1, (1 << 23) // max(1, min(user_block, len(states))))
-    if user_block < 1 or item_block < 1:
-        raise InvalidValue(
-            f"rank_by_vectors: blocks of {user_block} users and {item_block} items; give at least 1."
-        )
+    item_block = check_whole("rank_by_vectors", "item_block", item_block)
     targets = np.asarray(targets)
     if states.ndim != 2 or item_vectors.ndim != 2 or states.shape[1] != item_vectors.shape[1]:
         raise InvalidValue(
@@ -272,8 +270,7 @@ def top_items(
         ValueError: a score is NaN (the row is named), scores have another shape, or an option is unknown.
     """
     _check("top_items", history, "pessimistic")
-    if k < 1:
-        raise InvalidValue(f"top_items: k={k}; give at least 1.")
+    k = check_whole("top_items", "k", k)
     lists: Array | None = None
     for rows in _by_length(histories, batch_size):
         block = histories.take(rows)
@@ -300,7 +297,7 @@ def coverage(lists: Array, num_items: int) -> float:
         lists: items of :func:`top_items`; 0 counts for nothing.
         num_items: size of the catalogue.
     """
-    return float(np.count_nonzero(np.unique(lists)) / num_items)
+    return float(np.count_nonzero(np.unique(lists)) / check_whole("coverage", "num_items", num_items))
 
 
 def case_values(ranks: Array, metric: str) -> Array:
@@ -348,6 +345,7 @@ def ranking_metrics(ranks: Array, ks: Sequence[int] = KS) -> dict[str, float]:
 
 def metric_names(ks: Sequence[int]) -> list[str]:
     """Names of the metrics that are reported, ``HR@5`` for example."""
+    ks = [check_whole("ranking metrics", "a cut-off in ks", k) for k in ks]
     return [f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in ks]
 
 
@@ -385,10 +383,9 @@ def _by_quantile(
     name: str, ranks: Array, values: Array, ks: Sequence[int], bins: int
 ) -> list[dict[str, Any]]:
     ranks = np.asarray(ranks)
-    if not len(ranks) or len(ranks) != len(values) or bins < 1:
-        raise InvalidValue(
-            f"{len(ranks)} ranks of {len(values)} cases in {bins} bins; give the rank of each case, and 1 bin or more."
-        )
+    bins = check_whole("metrics by bins", "bins", bins)
+    if not len(ranks) or len(ranks) != len(values):
+        raise InvalidValue(f"{len(ranks)} ranks of {len(values)} cases; give the rank of each case.")
     limits = np.unique(np.quantile(values, np.arange(1, bins + 1) / bins, method="inverted_cdf"))
     bin_of = np.searchsorted(limits, values)
     rows = []
@@ -449,10 +446,11 @@ def paired_bootstrap(
         ValueError: the cases differ in number, or ``samples`` is below 1.
     """
     values_a, values_b = case_values(ranks_a, metric), case_values(ranks_b, metric)
-    if len(values_a) != len(values_b) or samples < 1:
+    samples = check_whole("paired_bootstrap", "samples", samples)
+    seed = check_whole("paired_bootstrap", "seed", seed, 0)
+    if len(values_a) != len(values_b):
         raise InvalidValue(
-            f"paired_bootstrap: {len(values_a)} and {len(values_b)} ranks, samples={samples}; give two models' ranks "
-            "of the same cases, and at least one sample."
+            f"paired_bootstrap: {len(values_a)} and {len(values_b)} ranks; give two models' ranks of the same cases."
         )
     # Cases with the same difference are alike, and a metric cut off at k has few different ones. So a sample is how
     # often each difference was drawn, which is multinomial: the same distribution, without C draws for each sample.
@@ -477,8 +475,7 @@ def paired_bootstrap(
 
 def _by_length(histories: Sequences, batch_size: int) -> Iterator[Array]:
     """Row numbers in batches, longest histories first."""
-    if batch_size < 1:
-        raise InvalidValue(f"batch_size={batch_size}; give at least 1.")
+    batch_size = check_whole("ranking", "batch_size", batch_size)
     order = np.argsort(-histories.lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contrastive.errors import InvalidValue
+from contrastive.checks import check_number
 from recsys.data import Cases, Sequences
 from recsys.metrics import History, Score, Ties, case_values, rank_block, scored_blocks
 
@@ -46,8 +46,7 @@ class TransitionMixture:
     weight: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < 1:
-            raise InvalidValue(f"TransitionMixture: weight={self.weight}; give a weight from 0 to below 1.")
+        check_number("TransitionMixture", "weight", self.weight, "[0, 1)")
 
     @property
     def name(self) -> str:

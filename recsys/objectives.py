@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contrastive.checks import check_choice, check_flag, check_number, check_whole
 from contrastive.errors import InvalidValue
 from contrastive.similarity import Gathered, gather, global_mean, logsumexp_cross, logsumexp_self
 from contrastive.similarity.rows import DENSE_ENTRIES
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from recsys.data import Split
     from recsys.encoders import SequenceEncoder
 
+SIMILARITIES = ("dot", "cos")
 _DENSE_LOGITS = 2**23  # up to so many, a matrix of logits is small, and plain cross-entropy the fastest way
 
 
@@ -73,7 +75,7 @@ class FullSoftmax(nn.Module):
 
     def __init__(self, padding_class: bool = False) -> None:
         super().__init__()
-        self.padding_class = padding_class
+        self.padding_class = check_flag("FullSoftmax", "padding_class", padding_class)
 
     def forward(
         self, states: Tensor, targets: Tensor, item_vectors: Tensor, generator: torch.Generator
@@ -99,7 +101,7 @@ class SampledSoftmax(nn.Module):
 
     def __init__(self, num_negatives: int = 1000) -> None:
         super().__init__()
-        self.num_negatives = check_count("SampledSoftmax", "num_negatives", num_negatives)
+        self.num_negatives = check_whole("SampledSoftmax", "num_negatives", num_negatives)
 
     def forward(
         self, states: Tensor, targets: Tensor, item_vectors: Tensor, generator: torch.Generator
@@ -139,7 +141,16 @@ class BCE(nn.Module):
 
 
 def other_items(targets: Tensor, num_rows: int, generator: torch.Generator) -> Tensor:
-    """Draw an item other than the target for each of ``targets`` ``(N,)``, uniformly from 1 to ``num_rows - 1``."""
+    """Draw an item other than the target for each of ``targets`` ``(N,)``, uniformly from 1 to ``num_rows - 1``.
+
+    Raises:
+        ValueError: there is no other item.
+    """
+    if num_rows < 3:
+        raise InvalidValue(
+            f"a negative is an item other than the target, but the catalogue has {num_rows - 1}; give data of two "
+            "items or more, or FullSoftmax, which draws none."
+        )
     drawn = torch.randint(1, num_rows - 1, targets.shape, generator=generator, device=targets.device)
     return drawn + (drawn >= targets)
 
@@ -183,7 +194,12 @@ def pair_contrast(
 
     Returns:
         Scalar loss, this process' share of the mean over all processes' rows. 0 for a single pair.
+
+    Raises:
+        ValueError: a temperature that is not above 0, or an unknown similarity.
     """
+    check_number("pair_contrast", "temperature", temperature, "(0, inf)")
+    check_choice("pair_contrast", "similarity", similarity, SIMILARITIES)
     views = torch.stack((first, second), 1)
     if similarity == "cos":
         views = F.normalize(views, dim=-1)
@@ -207,6 +223,9 @@ class CL4SRec(Head):
         mask: share of the items that are masked.
         reorder: share of the items that are shuffled.
         temperature: ``t``.
+
+    Raises:
+        ValueError: a number out of range.
     """
 
     def __init__(
@@ -218,8 +237,9 @@ class CL4SRec(Head):
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        self.weight, self.temperature = weight, temperature
-        self.edits = {"crop": crop, "mask": mask, "reorder": reorder}
+        self.weight = check_number("CL4SRec", "weight", weight, "[0, inf)")
+        self.temperature = check_number("CL4SRec", "temperature", temperature, "(0, inf)")
+        self.edits = check_edits("CL4SRec", crop=crop, mask=mask, reorder=reorder)
 
     def forward(self, encoder: "SequenceEncoder", samples: Samples) -> Tensor:
         """Return the weighted contrast of two edited views."""
@@ -237,11 +257,16 @@ class DuoRec(Head):
         weight: of the two passes.
         target_weight: of the prefixes with the same target.
         temperature: ``t``.
+
+    Raises:
+        ValueError: a number out of range.
     """
 
     def __init__(self, weight: float = 0.1, target_weight: float = 0.1, temperature: float = 1.0) -> None:
         super().__init__()
-        self.weight, self.target_weight, self.temperature = weight, target_weight, temperature
+        self.weight = check_number("DuoRec", "weight", weight, "[0, inf)")
+        self.target_weight = check_number("DuoRec", "target_weight", target_weight, "[0, inf)")
+        self.temperature = check_number("DuoRec", "temperature", temperature, "(0, inf)")
 
     prefixes: "PrefixTable"
     _order: Tensor
@@ -288,12 +313,10 @@ def encode_all(encoder: "SequenceEncoder", *views: tuple[Tensor, Tensor]) -> tup
     return encoder.encode_grouped(items, torch.cat([lengths for _, lengths in views])).chunk(len(views))
 
 
-def check_count(name: str, option: str, number: int) -> int:
-    """Return a number that must be 1 or more.
+def check_edits(name: str, **shares: float) -> dict[str, float]:
+    """Return the shares of a history that edits change, numbers in [0, 1].
 
     Raises:
-        ValueError: it is not.
+        ValueError: one is out of range.
     """
-    if number < 1:
-        raise InvalidValue(f"{name}: {option} is {number}; give 1 or more.")
-    return number
+    return {edit: check_number(name, edit, share, "[0, 1]") for edit, share in shares.items()}

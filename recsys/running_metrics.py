@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from contrastive.checks import check_whole
 from contrastive.errors import InvalidValue
 from recsys.metrics import KS, metric_names
 
@@ -33,9 +34,9 @@ class RankingMetrics(Metric):
 
     def __init__(self, ks: Sequence[int] = KS, **options: Any) -> None:
         super().__init__(**options)
-        if not ks or min(ks) < 1:
-            raise InvalidValue(f"RankingMetrics: ks={list(ks)}; give cut-offs of at least 1.")
-        self.ks = tuple(ks)
+        self.ks = tuple(check_whole("RankingMetrics", "a cut-off in ks", k) for k in ks)
+        if not self.ks:
+            raise InvalidValue("RankingMetrics: ks is empty; give cut-offs of at least 1.")
         self.add_state("gains", torch.zeros(3, len(ks), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("cases", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 

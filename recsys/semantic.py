@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from contrastive.checks import check_choice, check_flag, check_number, check_whole
 from contrastive.encoders.published import offline_if_unreachable
 from contrastive.errors import ExtraMissing, InvalidType, InvalidValue
 from contrastive.retrieval import Index
@@ -72,8 +73,7 @@ def embed_texts(
     """
     if isinstance(texts, str):
         raise InvalidType("embed_texts: texts is one string; give a list of texts.")
-    if batch_size < 1:
-        raise InvalidValue(f"embed_texts: batch_size is {batch_size}; give 1 or more.")
+    batch_size = check_whole("embed_texts", "batch_size", batch_size)
     encoder = _sentence_encoder(model, device)
     known = [row for row, text in enumerate(texts) if text is not None and text.strip()]
     vectors = np.zeros((len(texts), encoder.get_embedding_dimension()), np.float32)
@@ -133,16 +133,15 @@ def attribute_vectors(
         ValueError: a negative number, one of ``num_attributes`` or more, or ``dim`` out of range.
     """
     highest = int(attributes.items.max(initial=-1))
-    width = highest + 1 if num_attributes is None else num_attributes
+    name = "attribute_vectors"
+    width = highest + 1 if num_attributes is None else check_whole(name, "num_attributes", num_attributes, 0)
     if len(attributes.items) and (attributes.items.min() < 0 or highest >= width):
         raise InvalidValue(
             f"attribute_vectors: attribute numbers go from {attributes.items.min()} to {highest}; expected 0 to "
             f"{width - 1}."
         )
-    if dim is not None and not 1 <= dim <= width:
-        raise InvalidValue(
-            f"attribute_vectors: dim is {dim}; give 1 to {width}, the number of attributes, or None."
-        )
+    if dim is not None:
+        dim = check_whole(name, "dim", dim, 1, width)
     shape = (len(attributes), max(width, 1))
     has = sp.csr_array((np.ones(len(attributes.items)), attributes.items, attributes.offsets), shape=shape)
     has.sum_duplicates()
@@ -201,10 +200,8 @@ def split_prefixes(split: Split, length: int = 20, pool: Literal["train", "all"]
     Raises:
         ValueError: a length below 1, or an unknown pool.
     """
-    if length < 1 or pool not in ("train", "all"):
-        raise InvalidValue(
-            f"split_prefixes: length={length}, pool={pool!r}; give a length of 1 or more, and 'train' or 'all'."
-        )
+    length = check_whole("split_prefixes", "length", length)
+    check_choice("split_prefixes", "pool", pool, ("train", "all"))
     rows, ends = split.samples()
     parts = [split.train.windows(rows, np.maximum(ends - length, 0), ends)]
     users = [rows]
@@ -235,8 +232,7 @@ def prefix_embeddings(item_vectors: Array | sp.csr_array, prefixes: Prefixes, re
     Raises:
         ValueError: ``recency`` outside (0, 1], or an item without a row in ``item_vectors``.
     """
-    if not 0 < recency <= 1:
-        raise InvalidValue(f"prefix_embeddings: recency is {recency}; give a number in (0, 1].")
+    recency = check_number("prefix_embeddings", "recency", recency, "(0, 1]")
     sequences = prefixes.sequences
     if int(sequences.items.max(initial=0)) >= item_vectors.shape[0]:
         raise InvalidValue(
@@ -295,8 +291,7 @@ def item_neighbours(
     Raises:
         ValueError: see :func:`prefix_neighbours`, or an unknown ``drop``.
     """
-    if drop not in ("self", "column"):
-        raise InvalidValue(f"item_neighbours: drop is {drop!r}; choose 'self' or 'column'.")
+    check_choice("item_neighbours", "drop", drop, ("self", "column"))
     rows = _dense(vectors, "item_neighbours")
     first = int(drop == "self")
     found = _nearest(rows[first:], k, np.arange(first, len(rows)), len(rows) - first, drop, "item_neighbours")
@@ -334,10 +329,11 @@ def prefix_neighbours(
         ValueError: embeddings that are not ``(P, d)`` or hold a NaN or an infinite value, k below 1, an unknown
             ``drop`` or one that does not go together with ``exclude_same_user``.
     """
-    if drop not in ("self", "column") or (drop == "column" and exclude_same_user):
+    check_choice("prefix_neighbours", "drop", drop, ("self", "column"))
+    if check_flag("prefix_neighbours", "exclude_same_user", exclude_same_user) and drop == "column":
         raise InvalidValue(
-            f"prefix_neighbours: drop={drop!r}, exclude_same_user={exclude_same_user}; give drop='self', or "
-            "drop='column' with exclude_same_user=False."
+            "prefix_neighbours: drop is 'column' with exclude_same_user=True; give drop='self', or "
+            "exclude_same_user=False."
         )
     rows = _dense(embeddings, "prefix_neighbours")
     if len(rows) != len(prefixes):
@@ -355,8 +351,7 @@ def _nearest(vectors: Array, k: int, owners: Array, queries: int, drop: str, cal
     them, and they are complete once the last candidate is farther away than the last neighbour by more than rounding
     can hide; until then more are fetched.
     """
-    if k < 1:
-        raise InvalidValue(f"{call}: k is {k}; give the number of neighbours, 1 or more.")
+    k = check_whole(call, "k", k)
     ids, similarities = np.full((queries, k), -1, np.int64), np.zeros((queries, k), np.float32)
     rows = np.empty(vectors.shape, np.float32)
     for start in range(0, len(rows), _BLOCK):

@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contrastive.checks import check_choice, check_flag, check_number, check_whole
 from contrastive.errors import InvalidValue
 from contrastive.similarity import gather, global_mean, logsumexp_cross
 from recsys import augment
 from recsys.batches import PrefixTable
 from recsys.data import Array
-from recsys.objectives import Head, Samples, check_count, encode_all, pair_contrast
+from recsys.objectives import Head, Samples, encode_all, pair_contrast
 
 if TYPE_CHECKING:
     from recsys.data import Split
@@ -44,11 +45,16 @@ class Synthesiser(nn.Module):
         semantic_dim: width ``ds`` of the embeddings.
         dim: inner width ``d``.
         dropout: of the weights while training; what is left is scaled up and not brought back to a sum of 1.
+
+    Raises:
+        ValueError: a width below 1, or a dropout outside [0, 1).
     """
 
     def __init__(self, semantic_dim: int, dim: int, dropout: float = 0.5) -> None:
         super().__init__()
-        self.dropout = dropout
+        check_whole("Synthesiser", "semantic_dim", semantic_dim)
+        check_whole("Synthesiser", "dim", dim)
+        self.dropout = check_number("Synthesiser", "dropout", dropout, "[0, 1)")
         self.projection = nn.Parameter(torch.empty(semantic_dim, dim))
         self.attention = nn.Parameter(torch.empty(2 * dim, 1))
         for weight in (self.projection, self.attention):
@@ -77,7 +83,11 @@ def one_way_contrast(states: Tensor, positives: Tensor, temperature: float = 1.0
         states: ``(B, d)``.
         positives: ``(B, d)``.
         temperature: ``t``.
+
+    Raises:
+        ValueError: a temperature that is not above 0.
     """
+    check_number("one_way_contrast", "temperature", temperature, "(0, inf)")
     candidates = gather(positives)
     scaled = states / temperature
     return global_mean(logsumexp_cross(scaled, candidates.all) - (scaled * positives).sum(-1))
@@ -123,19 +133,17 @@ class SRACL(Head):
         cache: str | None = None,
     ) -> None:
         super().__init__()
-        for option, value, known in (
-            ("semantics", semantics, ("attributes", "texts", "interactions")),
-            ("retrieval", retrieval, ("other_users", "official_leaky")),
-        ):
-            if value not in known:
-                raise InvalidValue(f"SRACL: {option} is {value!r}; choose one of {', '.join(known)}.")
-        self.user_weight, self.item_weight = user_weight, item_weight
-        if not 0 < recency <= 1:
-            raise InvalidValue(f"SRACL: recency is {recency}; give a number in (0, 1].")
-        self.neighbours, self.recency = check_count("SRACL", "neighbours", neighbours), recency
+        check_choice("SRACL", "semantics", semantics, ("attributes", "texts", "interactions"))
+        check_choice("SRACL", "retrieval", retrieval, ("other_users", "official_leaky"))
         self.semantics, self.text_model, self.retrieval = semantics, text_model, retrieval
-        self.symmetric, self.attention_dropout = symmetric, attention_dropout
-        self.substitution, self.temperature = substitution, temperature
+        self.user_weight = check_number("SRACL", "user_weight", user_weight, "[0, inf)")
+        self.item_weight = check_number("SRACL", "item_weight", item_weight, "[0, inf)")
+        self.neighbours = check_whole("SRACL", "neighbours", neighbours)
+        self.recency = check_number("SRACL", "recency", recency, "(0, 1]")
+        self.symmetric = check_flag("SRACL", "symmetric", symmetric)
+        self.attention_dropout = check_number("SRACL", "attention_dropout", attention_dropout, "[0, 1)")
+        self.substitution = check_number("SRACL", "substitution", substitution, "[0, 1]")
+        self.temperature = check_number("SRACL", "temperature", temperature, "(0, inf)")
         self.cache = None if cache is None else Path(cache)
         self.synthesiser: Synthesiser | None = None
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from contrastive.checks import check_number, check_whole
 from contrastive.errors import InvalidValue
 from recsys.files import item_text
 
@@ -76,11 +77,14 @@ def synthetic_histories(
     Raises:
         ValueError: an argument is out of range.
     """
-    if users < 1 or clusters < 2 or items < 4 * clusters or mean_length < _SHORTEST or not 0 <= follow <= 1:
+    name = "SequenceData.generate"
+    users, clusters = check_whole(name, "users", users), check_whole(name, "clusters", clusters, 2)
+    items, seed = check_whole(name, "items", items), check_whole(name, "seed", seed, 0)
+    mean_length = check_number(name, "mean_length", mean_length, f"[{_SHORTEST}, 1e6]")
+    follow = check_number(name, "follow", follow, "[0, 1]")
+    if items < 4 * clusters:
         raise InvalidValue(
-            f"SequenceData.generate(users={users}, items={items}, clusters={clusters}, mean_length={mean_length}, "
-            f"follow={follow}): give at least 1 user, 2 clusters, 4 items a cluster, a mean length of {_SHORTEST}, "
-            "and follow in [0, 1]."
+            f"{name}: items is {items} with clusters={clusters}; give at least 4 items a cluster, or fewer clusters."
         )
     rng = np.random.default_rng(seed)
     of_item = rng.permutation(items) % clusters

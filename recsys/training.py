@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from contrastive.checks import check_choice, check_number, check_whole
+from contrastive.checks import check_choice, check_flag, check_number, check_whole
 from contrastive.errors import InvalidType, InvalidValue, NotFinite
 from contrastive.similarity.distributed import global_sum
 from recsys.batches import Batch, Held, HeldOutBatches, PrefixTable, TrainingBatches, training_prefixes
@@ -43,6 +43,10 @@ class RecommenderData(LightningDataModule):
         eval_batch: held-out cases of a batch.
         seed: of the order of batches, and of synthetic histories.
         synthetic: sizes of ``"synthetic"`` histories, arguments of :meth:`SequenceData.generate`.
+
+    Raises:
+        TypeError: an option is no number.
+        ValueError: a number out of range, an unknown split, or what reading and cutting the histories refuse.
     """
 
     def __init__(
@@ -62,11 +66,16 @@ class RecommenderData(LightningDataModule):
         synthetic: dict[str, int] | None = None,
     ) -> None:
         super().__init__()
-        self.source, self.max_length, self.batch_targets = source, max_length, batch_targets
-        self.samples = batch_targets if samples is None else samples
-        self.shared, self.stride, self.eval_batch, self.seed = shared, stride, eval_batch, seed
+        name, self.source, self.shared = "RecommenderData", source, shared
+        self.max_length = check_whole(name, "max_length", max_length)
+        self.batch_targets = check_whole(name, "batch_targets", batch_targets)
+        self.samples = self.batch_targets if samples is None else check_whole(name, "samples", samples)
+        self.stride = check_whole(name, "stride", stride, 1, self.max_length)
+        self.eval_batch = check_whole(name, "eval_batch", eval_batch)
+        self.seed, core = check_whole(name, "seed", seed, 0), check_whole(name, "core", core, 0)
+        check_flag(name, "shared", shared)
         if source == "synthetic":
-            data = SequenceData.generate(seed=seed, **(synthetic or {}))
+            data = SequenceData.generate(seed=self.seed, **(synthetic or {}))
         else:
             data = SequenceData.read(source, items=items, attributes=attributes)
         self.data = data.k_core(core, core) if core else data
@@ -364,10 +373,10 @@ class SequentialRecommender(LightningModule):
         """
         shares = self._shares(parts)
         for part in parts:
-            part.views = {head: head.views(part.samples) for head in self.mclrec}
+            part.views = {head: head.views(cast(Samples, part.samples)) for head in self.mclrec}
         first: list[tuple[Tensor, Tensor]] = []
 
-        def encoder_loss(part: Part, share: Tensor | float) -> Tensor:
+        def encoder_loss(part: Part, share: float) -> Tensor:
             losses = self._losses(part, share, 1 / len(parts))
             first.append((losses[0].detach(), losses[1].detach()))
             return losses[1]
@@ -376,7 +385,7 @@ class SequentialRecommender(LightningModule):
         next_item, total = (torch.stack(values).sum() for values in zip(*first, strict=True))
         for head in self.mclrec:
 
-            def augmenter_loss(part: Part, _: Tensor | float, head: MCLRec = head) -> Tensor:
+            def augmenter_loss(part: Part, _: float, head: MCLRec = head) -> Tensor:
                 return head.augmenter_loss(self.encoder, part.views[head]) * (1 / len(parts))
 
             self._step(optimizers[1], parts, shares, augmenter_loss)
@@ -384,13 +393,14 @@ class SequentialRecommender(LightningModule):
                 self._step(optimizers[0], parts, shares, encoder_loss)
         return next_item, total
 
-    def _shares(self, parts: Sequence[Part]) -> list[Any]:
+    def _shares(self, parts: Sequence[Part]) -> list[float]:
         """Share of each part in the targets of all of them, over all processes."""
         if len(parts) == 1:
             return [1.0]
         counts = torch.tensor([len(part.batch.targets) for part in parts], device=self.device)
         counts = global_sum(counts).double()
-        return cast(list[Any], (counts / counts.sum()).tolist())
+        shares: list[float] = (counts / counts.sum()).tolist()
+        return shares
 
     def _heads(self) -> list[Any]:
         return list(self.heads)
@@ -414,8 +424,8 @@ class SequentialRecommender(LightningModule):
         self,
         optimizer: Any,
         parts: Sequence[Part],
-        shares: Sequence[Any],
-        loss_of: Callable[[Part, Any], Tensor],
+        shares: Sequence[float],
+        loss_of: Callable[[Part, float], Tensor],
         *,
         seeded: bool = False,
     ) -> None:
@@ -506,7 +516,7 @@ class SequentialRecommender(LightningModule):
         """Return the 20 items with the highest scores for each user; ``history="mask"`` leaves out those of theirs."""
         scores = self(batch.items, batch.lengths).float()
         scores[:, 0] = -torch.inf
-        cases: Cases = self.trainer.predict_dataloaders.cases
+        cases: Cases = cast(HeldOutBatches, self.trainer.predict_dataloaders).cases
         index = batch.index.cpu().numpy()
         if self.history == "mask":
             seen = cases.histories.take(index)

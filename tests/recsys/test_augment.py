@@ -307,7 +307,7 @@ def test_empty_batches():
         (lambda i, n, g: augment.mask(i, n, g, -0.1), r"the ratio of mask is -0.1"),
         (lambda i, n, g: augment.reorder(i, n, g, float("nan")), r"the ratio of reorder is nan"),
         (lambda i, n, g: augment.insert(i, n, g, 0.5), "give one of the two"),
-        (lambda i, n, g: augment.insert(i, n, g, 0.5, num_items=0), "num_items at least 1"),
+        (lambda i, n, g: augment.insert(i, n, g, 0.5, num_items=0), "num_items is 0; give"),
         (lambda i, n, g: augment.insert(i, n, g, 0.5, num_items=3, max_length=0), "max_length is 0"),
         (lambda i, n, g: augment.substitute(i, n, i, 1.2, g), "probability is 1.2"),
         (lambda i, n, g: augment.substitute(i, n, n, 0.5, g), r"neighbours have the shape \(2,\)"),

@@ -290,7 +290,7 @@ def test_a_killed_run_goes_on_where_it_was(stub, tmp_path):
 def test_options_out_of_range_are_refused(ask, tmp_path):
     with pytest.raises(ValueError, match="base_url is 'file:///etc'"):
         describe(["a"], tmp_path / "x", base_url="file:///etc", model="m")
-    with pytest.raises(ValueError, match="workers=0"):
+    with pytest.raises(ValueError, match="workers is 0"):
         ask(["a"], workers=0)
     assert ask([]) == []
     assert ask([None, None]) == [None, None]

@@ -163,9 +163,9 @@ def test_the_item_table_waits_for_the_catalogue():
     [
         (SASRec, {"heads": 3}, "divide dim"),
         (SASRec, {"dropout": 1.0}, "dropout is 1.0"),
-        (SASRec, {"positions": "left"}, "'start' or 'end'"),
+        (SASRec, {"positions": "left"}, "'start', 'end'"),
         (SASRec, {"max_length": 0}, "max_length is 0"),
-        (GRU4Rec, {"hidden_dim": 0}, "hidden_dim=0"),
+        (GRU4Rec, {"hidden_dim": 0}, "hidden_dim is 0"),
     ],
 )
 def test_bad_options_are_refused(make, options, message):

@@ -93,11 +93,11 @@ def test_bad_input_is_refused(floor):
 
 def test_recency_out_of_range_is_refused():
     for recency in (0, 1.1, float("nan")):
-        with pytest.raises(ValueError, match="recency="):
+        with pytest.raises(ValueError, match="recency is"):
             ItemKNN(recency)
-        with pytest.raises(ValueError, match="recency="):
+        with pytest.raises(ValueError, match="recency is"):
             SequentialRules(recency=recency)
-    with pytest.raises(ValueError, match="steps=0"):
+    with pytest.raises(ValueError, match="steps is 0"):
         SequentialRules(steps=0)
 
 

@@ -109,7 +109,7 @@ def test_a_metric_that_must_not_fall_is_kept():
 
 @pytest.mark.parametrize("weight", [1.0, -0.1, float("nan")])
 def test_a_bad_weight_is_refused(markov, model, weight):
-    with pytest.raises(ValueError, match="give a weight from 0 to below 1"):
+    with pytest.raises(ValueError, match=r"give a number in \[0, 1\)"):
         TransitionMixture(model, markov, weight)
 
 

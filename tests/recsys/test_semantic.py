@@ -152,9 +152,9 @@ def test_prefixes_are_the_samples_and_with_all_the_cases():
     last = len(everything) - 1
     assert everything.sequences[last].tolist() == split.test.histories[len(split.test) - 1][-4:].tolist()
     assert everything.users[last] == split.test.users[-1]
-    with pytest.raises(ValueError, match="length=0"):
+    with pytest.raises(ValueError, match="length is 0"):
         split_prefixes(split, 0)
-    with pytest.raises(ValueError, match="pool='test'"):
+    with pytest.raises(ValueError, match="pool is 'test'"):
         split_prefixes(split, 4, pool="test")
 
 

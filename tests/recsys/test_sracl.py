@@ -13,6 +13,7 @@ from recsys.cooccurrence import interaction_vectors
 from recsys.objectives import Samples, encode_all, pair_contrast
 from recsys.official import translate
 from recsys.sracl import Synthesiser, one_way_contrast
+from recsys.training import Part
 from tests.recsys.test_encoders import REFERENCE, reference, under
 from tests.recsys.test_objectives import generator, rows
 
@@ -142,7 +143,7 @@ def test_steps_are_the_published_ones(monkeypatch):
         samples.targets,
         samples.rows,
     )
-    next_item, total = model.update(model.configure_optimizers(), step, samples, generator())
+    next_item, total = model.update(model.configure_optimizers(), [Part(step, samples, generator())])
     rec, item, user = arrays["totals"]
     torch.testing.assert_close(next_item, rec, rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(

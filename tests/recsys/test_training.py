@@ -131,7 +131,7 @@ def test_held_out_cases_come_once():
 def test_nothing_to_learn_from_is_refused():
     with pytest.raises(ValueError, match="no user has two training items"):
         TrainingBatches(Sequences.from_lists([[1], []]))
-    with pytest.raises(ValueError, match="stride=9"):
+    with pytest.raises(ValueError, match="stride is 9; give a whole number from 1 to 8"):
         TrainingBatches(Sequences.from_lists([[1, 2]]), max_length=8, stride=9)
 
 
