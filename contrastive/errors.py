@@ -5,6 +5,14 @@ nothing else, whereas any other exception, raised in our files or elsewhere, is 
 class is also the built-in exception that a caller would expect, so ``except ValueError`` goes on to work.
 """
 
+DISTRIBUTION = "contrastive-representations"
+"""What ``pip`` knows this library by; the name ``contrastive`` is another project's there."""
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
+
 
 class InputError(Exception):
     """A mistake of the caller's: the message says what was given, what was expected, and what to do."""

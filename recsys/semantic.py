@@ -32,7 +32,7 @@ from safetensors.numpy import load_file, save
 
 from contrastive.checks import check_choice, check_flag, check_number, check_whole
 from contrastive.encoders.published import offline_if_unreachable
-from contrastive.errors import ExtraMissing, InvalidType, InvalidValue
+from contrastive.errors import ExtraMissing, InvalidType, InvalidValue, install
 from contrastive.retrieval import Index
 from recsys.data import Sequences, Split
 
@@ -91,7 +91,7 @@ def _sentence_encoder(model: str, device: str | None) -> Any:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise ExtraMissing("embed_texts needs the extra 'text': pip install 'contrastive[text]'.") from error
+        raise ExtraMissing(f"embed_texts needs the extra 'text': {install('text')}.") from error
     place = model
     if model == MINILM:
         package = importlib.util.find_spec(_MINILM_PACKAGE)

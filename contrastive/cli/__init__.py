@@ -92,7 +92,7 @@ def _overview() -> str:
     for title, commands in {"train": TRAINER_COMMANDS, "use what was trained": PLAIN_COMMANDS}.items():
         lines += [f"{title}:", *(f"  {name:<12}{about}" for name, about in commands.items()), ""]
     lines += [
-        "start here:   contrastive fit --config configs/quickstart.yaml",
+        "start here:   contrastive fit --config quickstart",
         "more:         contrastive COMMAND --help",
         "version:      contrastive --version",
     ]
@@ -105,7 +105,8 @@ def _trainer_help(command: str) -> str:
 {TRAINER_COMMANDS[command]}. A value on the command line wins over the configuration, that over the
 checkpoint of --ckpt_path, and that over the default. Any option of the configuration can be given as --a.b=value.
 
-  --config FILE               YAML; several are merged in order
+  --config FILE               YAML, or the name of one that comes with the library, as quickstart; several are merged
+                              in order
   --model.objective=InfoNCE   the loss; then --model.objective.temperature=0.2 and so on
   --model.encoder=ConvEncoder, --model.views=SimCLRViews, --model.projector=ProjectionHead
   --model.optimizer.learning_rate=0.001

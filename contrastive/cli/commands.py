@@ -10,6 +10,7 @@ from typing import Any, Literal
 import contrastive
 from contrastive.cli import PLAIN_COMMANDS
 from contrastive.cli.errors import ShortErrors
+from contrastive.cli.request import shipped_configurations
 
 TRUST = (
     "build classes that belong neither to contrastive nor to recsys, if the run names them; they can run any code, so "
@@ -224,7 +225,7 @@ NOT_TO_CHOOSE = {"Objective", "Views", "Recipe", "Batch", "Loader", "DataReport"
 
 
 def public_classes(
-    kind: Literal["all", "objectives", "encoders", "views", "data", "training"] = "all",
+    kind: Literal["all", "objectives", "encoders", "views", "data", "training", "configs"] = "all",
 ) -> str:
     """Return what can be named in a configuration, with a line on each; reads the source and imports nothing.
 
@@ -232,7 +233,7 @@ def public_classes(
         kind: what to list.
     """
     lines = []
-    for package in PACKAGES if kind == "all" else (kind,):
+    for package in PACKAGES if kind == "all" else {kind} & PACKAGES.keys():
         lines += [f"{package}:", *(f"  {name:<20}{about}" for name, about in _classes_of(package)), ""]
         if package == "objectives":
             lines += ["which objective (* to start with):"]
@@ -242,6 +243,8 @@ def public_classes(
             "sources of ImageData: digits, a torchvision data set (CIFAR10, ...), a folder of images or of Parquet "
             "files, a .parquet file, a list of files (.csv, .tsv, .txt)"
         )
+    if kind in ("all", "configs"):
+        lines.append(f"configurations, for --config: {', '.join(shipped_configurations())}")
     return "\n".join(lines).rstrip()
 
 

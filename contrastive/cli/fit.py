@@ -26,7 +26,7 @@ from contrastive.cli import INTERRUPTED, TERMINATED
 from contrastive.cli.checkpoint import differences, explain_mismatch, read_model, without_unknown
 from contrastive.cli.errors import ShortErrors
 from contrastive.cli.progress import RunProgress
-from contrastive.cli.request import given, kept, run_name, texts
+from contrastive.cli.request import given, kept, run_name, texts, with_shipped
 from contrastive.cli.run_folder import SaveRun, new_run_folder, newest_checkpoint
 from contrastive.errors import InvalidValue, ProcessLost
 from contrastive.evaluation import evaluate_run
@@ -112,7 +112,7 @@ class TrainerCLI(LightningCLI):
     """
 
     def __init__(self, words: Sequence[str]) -> None:
-        self.words = list(words)
+        self.typed, self.words = list(words), with_shipped(words)
         self.trusts = TRUST_RUN in self.words
         self.changed: list[str] = []
         self.folder: Path | None = None
@@ -214,7 +214,7 @@ class TrainerCLI(LightningCLI):
             self.folder = folder
             self.save_config_kwargs = {
                 "folder": folder,
-                "words": self.words,
+                "words": self.typed,
                 "checkpoint": chosen["ckpt_path"],
             }
             config["default_root_dir"] = str(folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from contrastive.cli.errors import short
+from contrastive.errors import FileMissing
 from contrastive.reading import read_mapping
 
 
@@ -19,6 +20,43 @@ def typed(words: Sequence[str], *options: str) -> list[str]:
         if name in options and (equals or position + 1 < len(words)):
             values.append(value if equals else words[position + 1])
     return values
+
+
+SHIPPED = Path(__file__).parents[1] / "configs"
+
+
+def shipped_configurations() -> list[str]:
+    """Names of the configurations that come with the library, as ``quickstart`` and ``vision/beclr_digits``."""
+    return sorted(path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.rglob("*.yaml"))
+
+
+def with_shipped(words: Sequence[str]) -> list[str]:
+    """Put the file in the place of the name of a configuration that comes with the library.
+
+    A file of the user's of that name goes first.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+    """
+    found = list(words)
+    for position, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option not in ("--config", "-c"):
+            continue
+        place = position
+        if not equals and (place := position + 1) < len(words):
+            value = words[place]
+        name = Path(value)
+        if not value or name.suffix or name.exists() or value[0] in "-{[":
+            continue  # a file, or the configuration itself; the parser says what is wrong with it
+        names = shipped_configurations()
+        if name.as_posix() not in names:
+            raise FileMissing(
+                f"--config {value} is no file, and no configuration that comes with the library: {', '.join(names)}."
+            )
+        path = str(SHIPPED / f"{name.as_posix()}.yaml")
+        found[place] = f"{option}={path}" if equals else path
+    return found
 
 
 def files(words: Sequence[str]) -> list[dict[str, Any]]:

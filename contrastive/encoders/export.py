@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from contrastive.encoders.checkpoint import DESCRIPTION_FILE, WEIGHTS_FILE, load_encoder, save_encoder
 from contrastive.encoders.normalise import Normalise
-from contrastive.errors import ExtraMissing, InvalidValue
+from contrastive.errors import ExtraMissing, InvalidValue, install
 
 Format = Literal["onnx", "torchscript", "safetensors"]
 Path_ = str | os.PathLike[str]
@@ -158,7 +158,7 @@ def _check_packages(format: str) -> None:
     if missing:
         raise ExtraMissing(
             f"export_encoder(format={format!r}) needs {', '.join(missing)}, which this environment lacks: "
-            "pip install 'contrastive[export]'"
+            + install("export")
         )
 
 

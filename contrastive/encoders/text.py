@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive.encoders.published import offline_if_unreachable
-from contrastive.errors import ExtraMissing, FileTrouble, InvalidType, InvalidValue
+from contrastive.errors import ExtraMissing, FileTrouble, InvalidType, InvalidValue, install
 
 
 class TextEncoder(nn.Module):
@@ -37,9 +37,7 @@ class TextEncoder(nn.Module):
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
-            raise ExtraMissing(
-                "TextEncoder needs the extra 'text': pip install 'contrastive[text]'."
-            ) from error
+            raise ExtraMissing(f"TextEncoder needs the extra 'text': {install('text')}.") from error
         _check_modules(name)
         try:
             with nullcontext() if Path(name).is_dir() else offline_if_unreachable():

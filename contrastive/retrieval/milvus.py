@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from contrastive.errors import ExtraMissing, FileInTheWay, FileMissing, InvalidValue
+from contrastive.errors import ExtraMissing, FileInTheWay, FileMissing, InvalidValue, install
 from contrastive.retrieval.ids import Array
 from contrastive.retrieval.index import Index
 from contrastive.retrieval.metadata import Filter
@@ -178,5 +178,5 @@ def _client(uri: str, token: str) -> Any:
     try:
         from pymilvus import MilvusClient
     except ImportError as error:
-        raise ExtraMissing("Milvus needs the extra 'milvus': pip install 'contrastive[milvus]'.") from error
+        raise ExtraMissing(f"Milvus needs the extra 'milvus': {install('milvus')}.") from error
     return MilvusClient(uri=uri, token=token)

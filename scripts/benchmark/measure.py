@@ -164,7 +164,7 @@ def _in_new_process(name: str, case: str, repeats: int, threads: int) -> dict[st
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         missing = "No module named" in done.stderr
-        hint = " Install the peers: pip install 'contrastive[benchmark]'." if missing else ""
+        hint = " Install the peers: pip install 'contrastive-representations[benchmark]'." if missing else ""
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise SystemExit(f"{name} failed at {case}: {last}.{hint}")
     result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])

@@ -4,7 +4,7 @@
 
 Every contender gets the same uint8 images and makes two float views of each, with the same crop scale,
 strengths and probabilities, in one process. Contenders take turns within each repeat, so that what else
-the machine does meets them alike. Peers come with ``pip install contrastive[benchmark]``.
+the machine does meets them alike. Peers come with ``pip install contrastive-representations[benchmark]``.
 """
 
 import argparse
@@ -29,7 +29,8 @@ try:
     import kornia.augmentation as K
 except ImportError as error:
     sys.exit(
-        f"scripts/benchmark/views.py compares with kornia ({error}): pip install 'contrastive[benchmark]'"
+        f"scripts/benchmark/views.py compares with kornia ({error}): "
+        "pip install 'contrastive-representations[benchmark]'"
     )
 
 CROP_SCALE, JITTER = (0.2, 1.0), (0.4, 0.4, 0.4, 0.1)

@@ -22,7 +22,7 @@ DIGITS = {
 def needs(format: str) -> None:
     if format == "onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
-            pytest.importorskip(package, reason="pip install 'contrastive[export]'")
+            pytest.importorskip(package, reason="pip install 'contrastive-representations[export]'")
 
 
 def trained(encoder: nn.Module, *shape: int) -> nn.Module:
@@ -206,7 +206,9 @@ def test_wrong_arguments_are_refused(run: Path, tmp_path: Path, arguments: dict,
 
 def test_missing_packages_are_named(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(export.PACKAGES, "onnx", ("onnx_that_nobody_has",))
-    with pytest.raises(ImportError, match=r"onnx_that_nobody_has.*pip install 'contrastive\[export\]'"):
+    with pytest.raises(
+        ImportError, match=r"onnx_that_nobody_has.*pip install 'contrastive-representations\[export\]'"
+    ):
         export_encoder(run, tmp_path / "model.onnx")
 
 

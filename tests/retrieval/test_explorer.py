@@ -24,8 +24,8 @@ from contrastive.encoders import ConvEncoder, save_encoder
 from contrastive.evaluation import plots
 from contrastive.retrieval import Index
 
-pytest.importorskip("fastapi", reason="pip install 'contrastive[explore]'")
-pytest.importorskip("uvicorn", reason="pip install 'contrastive[explore]'")
+pytest.importorskip("fastapi", reason="pip install 'contrastive-representations[explore]'")
+pytest.importorskip("uvicorn", reason="pip install 'contrastive-representations[explore]'")
 testclient = pytest.importorskip("fastapi.testclient", reason="the test client of FastAPI needs httpx")
 
 from contrastive.retrieval.explorer import build_app, catalogue, explore, guard, serve, upload  # noqa: E402
@@ -559,7 +559,9 @@ def test_a_port_in_use_is_told(index, monkeypatch):
 
 def test_missing_packages_are_named(index, monkeypatch):
     monkeypatch.setattr(serve.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"fastapi, uvicorn.*pip install 'contrastive\[explore\]'"):
+    with pytest.raises(
+        ImportError, match=r"fastapi, uvicorn.*pip install 'contrastive-representations\[explore\]'"
+    ):
         explore(index)
 
 

@@ -8,7 +8,7 @@ import socket
 import webbrowser
 from pathlib import Path
 
-from contrastive.errors import ExtraMissing, FileTrouble, InvalidValue
+from contrastive.errors import ExtraMissing, FileTrouble, InvalidValue, install
 from contrastive.retrieval.index import Index
 
 Folder = str | os.PathLike[str]
@@ -48,7 +48,7 @@ def explore(
     missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
         raise ExtraMissing(
-            f"explore needs {', '.join(missing)}, which this environment lacks: pip install 'contrastive[explore]'"
+            f"explore needs {', '.join(missing)}, which this environment lacks: {install('explore')}"
         )
     listening = _listen(host, port)  # first, since loading may take a while
     with listening:
