@@ -1,7 +1,7 @@
 """Look through all images of a data set and report those that cannot be read."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -47,10 +47,14 @@ class DataReport:
     Attributes:
         splits: one report for each split.
         scaled: whether images are scaled to one size, so that they may differ.
+        notes: what there is to say of the source, by topic: columns that were used, what was passed over.
+        warnings: what may be wrong although the data can be trained on.
     """
 
     splits: list[SplitReport]
     scaled: bool
+    notes: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -63,13 +67,17 @@ class DataReport:
 
     def __str__(self) -> str:
         lines = [str(split) for split in self.splits]
+        lines += [f"{topic}: {text}" for topic, text in self.notes.items()]
+        lines += [f"warning: {text}" for text in self.warnings]
         if self._sizes_differ and not self.scaled:
             lines.append(
                 "The images differ in size: set size=..., to which every image is then scaled and cut."
             )
         if any(split.bad for split in self.splits):
             lines.append("Repair or remove the unreadable images.")
-        return "\n".join([*lines, "The data are fine."] if self.ok else lines)
+        if self.ok:
+            lines.append("The data can be trained on." if self.warnings else "The data are fine.")
+        return "\n".join(lines)
 
 
 class _Look(Dataset[Any]):
@@ -103,7 +111,9 @@ def check_data(data: ImageData) -> DataReport:
     source = data.opened
     splits = {"train": source.train, "validation": source.validation, "test": source.test}
     reports = [_check(name, split, data) for name, split in splits.items() if split is not None]
-    return DataReport(reports, scaled=data.target_size is not None)
+    notes = data.notes
+    warnings = [notes.pop("warning")] if "warning" in notes else []
+    return DataReport(reports, data.target_size is not None, notes, warnings)
 
 
 def _check(name: str, split: Split, data: ImageData) -> SplitReport:

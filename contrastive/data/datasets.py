@@ -6,11 +6,11 @@ from operator import index
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from contrastive.data.images import Source, Split, as_image
+from contrastive.data.labels import labelled
 from contrastive.errors import FileMissing, InvalidValue
 
 
@@ -51,11 +51,15 @@ class DatasetImages:
         return item, None
 
 
-def dataset_split(dataset: Dataset[Any]) -> Split:
+def dataset_split(dataset: Dataset[Any], labels: bool = True) -> Split:
     """A map-style data set as a split.
 
     Labels are taken from ``dataset.targets`` or ``dataset.labels`` where there is one, and otherwise from the
-    items, each of which is then read once; class names from ``dataset.classes``.
+    items, each of which is then read once; class names from ``dataset.classes`` (of a ``Subset``, from its whole).
+
+    Args:
+        dataset: the data set.
+        labels: whether to read labels.
 
     Raises:
         ValueError: if it has no length, or labels that are not integers.
@@ -66,14 +70,16 @@ def dataset_split(dataset: Dataset[Any]) -> Split:
             f"ImageData needs a data set with a length and items by number; {images.name} is not one. Write its "
             "images to files or Parquet, or give it __len__ and __getitem__."
         )
+    if not labels:
+        return Split(images, None, [])
     found = (getattr(dataset, name, None) for name in ("targets", "labels", "_labels"))
     listed = [list(values) for values in found if values is not None and len(values) == len(images)]
     if listed and getattr(dataset, "target_transform", None) is None:
-        labels = listed[0]
+        given = listed[0]
     else:
-        labels = [images.item(i)[1] for i in range(len(images))]
+        given = [images.item(i)[1] for i in range(len(images))]
     values = []
-    for i, label in enumerate(labels):
+    for i, label in enumerate(given):
         if label is None:
             return Split(images, None, [])
         try:
@@ -83,8 +89,11 @@ def dataset_split(dataset: Dataset[Any]) -> Split:
                 f"ImageData finds the label {label!r} at {images.where(i)}; labels must be integers. Return "
                 "(image, integer), or the image alone."
             ) from error
-    names = getattr(dataset, "classes", None)
-    return Split(images, torch.tensor(values), [str(name) for name in names] if names else [])
+    whole: Any = dataset
+    while isinstance(whole, Subset):
+        whole = whole.dataset
+    names = getattr(whole, "classes", None)
+    return labelled(images, values, names if names is None else list(names))
 
 
 def torchvision_names() -> list[str]:

@@ -1,17 +1,46 @@
-"""Images in files: a folder, or a list of paths."""
+"""Images in files of their own, in a folder."""
 
-import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-import torch
+from PIL import Image, features
 from torch import Tensor
 
-from contrastive.data.images import Source, Split, decode
+from contrastive.data.images import Note, Source, Split, decode
+from contrastive.data.labels import labelled
+from contrastive.data.splits import by_split, split_of
 from contrastive.errors import FileMissing, InvalidValue
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# What is a picture by its ending. A few need a plugin, or a Pillow that was built for them.
+# fmt: off
+PICTURES = {
+    ".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe",
+    ".jpeg", ".jpf", ".jpg", ".jpx", ".jxl", ".mpo", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga",
+    ".tif", ".tiff", ".webp",
+}
+# Pictures by their endings that are not read: of cameras, of programs, of medicine.
+OTHER_PICTURES = {
+    ".arw", ".cr2", ".cr3", ".dcm", ".dng", ".exr", ".ico", ".nef", ".nii", ".orf", ".psd", ".raf", ".rw2", ".svg",
+}
+# fmt: on
+_BUILT_IN = {
+    "AVIF": "avif",
+    "JPEG2000": "jpg_2000",
+    "WEBP": "webp",
+}  # format -> feature of Pillow that reads it
+
+
+@cache
+def readable() -> frozenset[str]:
+    """The endings of pictures that the installed Pillow reads, with the plugins that are registered by now."""
+    Image.init()
+    supported = features.get_supported()
+    formats = {kind for kind in Image.OPEN if _BUILT_IN.get(kind, "pil") in supported}
+    return frozenset(ending for ending, kind in Image.EXTENSION.items() if kind in formats) & PICTURES
 
 
 class FileImages:
@@ -42,98 +71,148 @@ class FileImages:
         return f"{os.path.relpath(self.paths[i], self.root)} {self.paths[i].stat().st_size}"
 
 
-def image_folder(root: Path) -> Source:
+def image_folder(root: Path, labels: bool = True) -> Source:
     """A folder of images.
 
-    With a subfolder ``train``, the subfolders ``test`` and ``val`` (or ``valid``, ``validation``) are the other
-    splits, and ``val`` alone is the test split. Without it, everything is for training. Within a split there is
-    one folder a class, in alphabetical order, or unlabelled images.
+    Subfolders that are called like splits, in any spelling (``train``, ``Training``, ``val``, ``dev``, ``Test``), are
+    the splits; one for validation alone is the test split. Otherwise, everything is for training. Within a split
+    there is one folder a class, in alphabetical order, or unlabelled images.
+
+    Args:
+        root: the folder.
+        labels: whether folders are classes; otherwise, all images in and below a split belong to it, without labels.
 
     Raises:
         FileNotFoundError: if there are no images.
-        ValueError: if images lie beside class folders.
+        ValueError: if images lie beside class folders, or it is not clear which folders are splits.
     """
-    if not (root / "train").is_dir():
-        return Source(_folder_split(root))
-    held_out = (root / name for name in ("val", "valid", "validation"))
-    validation = next((_folder_split(folder) for folder in held_out if folder.is_dir()), None)
-    if not (root / "test").is_dir():
-        return Source(_folder_split(root / "train"), test=validation)
-    return Source(_folder_split(root / "train"), validation, _folder_split(root / "test"))
-
-
-def _folder_split(root: Path) -> Split:
-    unlabelled = _image_paths(root.iterdir())
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    classes = {folder.name: _image_paths(folder.rglob("*")) for folder in folders}
-    if not unlabelled and not any(classes.values()):
-        raise FileMissing(
-            f"ImageData finds no images in {root}. It reads files ending in {', '.join(SUFFIXES)}, directly in "
-            "the folder or in one folder a class."
-        )
-    for name, paths in classes.items():
-        if unlabelled:
-            raise InvalidValue(
-                f"ImageData finds images ({unlabelled[0].name}) and folders ({name}) side by side in {root}. Put "
-                "every image into the folder of its class, or all into one folder, without labels."
-            )
-        if not paths:
-            raise InvalidValue(
-                f"ImageData finds no images in the class folder {root / name}. It reads files ending in "
-                f"{', '.join(SUFFIXES)}. Remove the folder if there is no such class."
-            )
-    if unlabelled:
-        return Split(FileImages(unlabelled, root), None, [])
-    labels = torch.tensor([label for label, paths in enumerate(classes.values()) for _ in paths])
-    return Split(
-        FileImages([path for paths in classes.values() for path in paths], root), labels, list(classes)
-    )
-
-
-def _image_paths(paths: Iterable[Path]) -> list[Path]:
-    return sorted(
-        p for p in paths if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
-    )
-
-
-def list_split(file: Path) -> Split:
-    """A list of images, ``path[,label]`` a line, in text, CSV or TSV (tabs instead of commas).
-
-    Paths are relative to the list. Labels are integers or names; names are numbered in alphabetical order. A
-    first line that starts with ``path``, ``file``, ``filename`` or ``image`` is a heading.
-
-    Raises:
-        FileNotFoundError: if a listed image does not exist.
-        ValueError: if a line has not the form of the first, or there is none.
-    """
-    text = file.read_text(encoding="utf-8-sig")
-    delimiter = "\t" if file.suffix == ".tsv" or "\t" in text else ","
-    reader = csv.reader(text.splitlines(), delimiter=delimiter)
-    lines = [(number, [cell.strip() for cell in row]) for number, row in enumerate(reader, 1) if row]
-    if lines and lines[0][1][0].lower() in ("path", "file", "filename", "image"):
-        lines = lines[1:]
-    if not lines:
+    names = [folder.name for folder in _folders(root)]
+    splits = by_split(names, str(root))
+    if not splits:
+        return Source(_folder_split(root, labels))
+    others = {name: _Found(root / name) for name in names if name not in splits.values()}
+    others = {name: found for name, found in others.items() if found.pictures}
+    called = " and ".join(sorted(splits.values()))
+    if "train" not in splits:
         raise InvalidValue(
-            f"ImageData finds no image in the list {file}. It needs path[{delimiter}label] a line."
+            f"ImageData finds {called} in {root}, called like splits, and no folder to train on. Add one called train, "
+            "or name the folder that is meant as the source itself; if these are classes, put the folders of all "
+            f"classes into {root / 'train'}."
         )
-    width = len(lines[0][1])
-    for number, row in lines:
-        if len(row) != width or width > 2 or not all(row):
+    train = root / splits["train"]
+    if others and labels and _Found(train, deep=False).pictures:
+        raise InvalidValue(
+            f"ImageData cannot tell whether {train} is a split or a class: it holds images without classes, and beside "
+            f"it lies {next(iter(others))}, which is called like no split. If all of them are classes, put them into "
+            f"one folder, {root / 'train'}; if it is a split, labels=False reads it without labels."
+        )
+    found = {split: _folder_split(root / name, labels) for split, name in splits.items()}
+    beside = Counter({f"pictures in {name}": len(other.pictures) for name, other in others.items()})
+    beside += _Found(root, deep=False).others
+    validation, test = found.get("validation"), found.get("test")
+    if test is None:
+        validation, test = None, validation
+    return Source(found["train"], validation, test, notes=_passed_over(beside))
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(
+        path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX"))
+    )
+
+
+class _Found:
+    """The files in a folder: pictures that can be read, in order, and how many others there are, by their endings."""
+
+    def __init__(self, folder: Path, deep: bool = True) -> None:
+        self.others: Counter[str] = Counter()
+        self.pictures: list[Path] = []
+        for entry, hidden in _entries(str(folder), deep):
+            if hidden:
+                self.others["hidden pictures"] += _is_picture(entry)
+            elif _is_picture(entry):
+                self.pictures.append(Path(entry.path))
+            else:
+                self.others[os.path.splitext(entry.name)[1].lower() or "without an ending"] += 1
+        self.pictures.sort()
+
+
+def _entries(folder: str, deep: bool, hidden: bool = False) -> Iterator[tuple[Any, bool]]:
+    """The files of a folder, and whether they are hidden, by their names or those of their folders."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            below = hidden or entry.name.startswith((".", "__MACOSX"))
+            if entry.is_dir(follow_symlinks=False):
+                if deep:
+                    yield from _entries(entry.path, deep, below)
+            elif entry.is_file():
+                yield entry, below
+
+
+def _is_picture(entry: "os.DirEntry[str]") -> bool:
+    return os.path.splitext(entry.name)[1].lower() in readable() and entry.is_file()
+
+
+def _passed_over(others: Counter[str]) -> tuple[Note, ...]:
+    counts = dict(
+        sorted(((ending, n) for ending, n in others.items() if n), key=lambda pair: (-pair[1], pair[0]))
+    )
+    if not counts:
+        return ()
+    text = ", ".join(f"{count} {ending}" for ending, count in counts.items())
+    unread = [ending for ending in counts if ending in PICTURES | OTHER_PICTURES]
+    if not unread:
+        return (Note("passed over", text),)
+    advice = f"Pillow {Image.__version__} does not read {', '.join(unread)} here: convert these pictures"  # type: ignore[attr-defined]
+    return Note("passed over", text), Note("warning", advice)
+
+
+def _folder_split(root: Path, labels: bool) -> Split:
+    """The images of one split, and what else lies there."""
+    here = _Found(root, deep=not labels)
+    folders = _folders(root) if labels else []
+    classes = {folder.name: _Found(folder) for folder in folders}
+    others = here.others + sum((found.others for found in classes.values()), Counter())
+    if not here.pictures and not any(found.pictures for found in classes.values()):
+        raise FileMissing(
+            f"ImageData finds no images in {root}{_instead(others)}. It reads files ending in "
+            f"{', '.join(sorted(readable()))}, directly in the folder or in one folder a class."
+        )
+    for folder in folders:
+        name, found = folder.name, classes[folder.name]
+        if here.pictures:
             raise InvalidValue(
-                f"ImageData cannot use line {number} of {file}: {delimiter.join(row)!r}. Every line must be a path, "
-                f"or every line a path and a label ({delimiter!r} between them)."
+                f"ImageData finds images ({here.pictures[0].name}) and folders ({name}) side by side in {root}. Put "
+                "every image into the folder of its class, or all into one folder, without labels; labels=False reads "
+                "all of them without labels as they lie."
             )
-        if not (file.parent / row[0]).is_file():
-            raise FileMissing(
-                f"ImageData does not find {file.parent / row[0]}, which line {number} of {file} names. Paths are "
-                "relative to the folder of the list."
+        if not found.pictures:
+            raise InvalidValue(
+                f"ImageData finds no images in the class folder {folder}{_instead(found.others)}. It reads files "
+                f"ending in {', '.join(sorted(readable()))}. Remove the folder if there is no such class."
             )
-    images = FileImages([file.parent / row[0] for _, row in lines], file.parent)
-    if width == 1:
-        return Split(images, None, [])
-    labels = [row[1] for _, row in lines]
-    if all(label.removeprefix("-").isdigit() for label in labels):
-        return Split(images, torch.tensor([int(label) for label in labels]), [])
-    names = sorted(set(labels))
-    numbers = {name: number for number, name in enumerate(names)}
-    return Split(images, torch.tensor([numbers[label] for label in labels]), names)
+        below = {split_of(child.name) for child in _folders(folder)}
+        if "train" in below and len(below - {None}) > 1:
+            raise InvalidValue(
+                f"ImageData finds folders called like splits in {folder}, which would be a class. "
+                + (
+                    f"Give {folder} as the source."
+                    if len(folders) == 1
+                    else "Put the splits above the classes: train/CLASS/..., test/CLASS/..."
+                )
+            )
+    notes = _passed_over(others)
+    if not classes:
+        return Split(FileImages(here.pictures, root), None, [], notes)
+    paths = [path for found in classes.values() for path in found.pictures]
+    numbers = [label for label, found in enumerate(classes.values()) for _ in found.pictures]
+    split = labelled(FileImages(paths, root), numbers, list(classes))
+    return Split(split.images, split.labels, split.class_names, notes)
+
+
+def _instead(others: Counter[str]) -> str:
+    if not others:
+        return ""
+    return (
+        f", which holds {', '.join(f'{count} {ending}' for ending, count in others.most_common(3) if count)}"
+    )

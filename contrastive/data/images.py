@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -39,6 +39,13 @@ class Images(Protocol):
         ...
 
 
+class Note(NamedTuple):
+    """What there is to say of a source before any image is read."""
+
+    topic: str  # "columns", "passed over", "repeated" or "warning"
+    text: str
+
+
 @dataclass(frozen=True)
 class Split:
     """The images of one split.
@@ -46,12 +53,14 @@ class Split:
     Attributes:
         images: N images.
         labels: ``(N,)`` int64 or None.
-        class_names: a name for each label 0, 1, ...; empty where the source gives none.
+        class_names: a name for each label 0, 1, ...; empty without labels.
+        notes: which columns were used, what was passed over, and so on.
     """
 
     images: Images
     labels: Tensor | None
     class_names: list[str]
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,18 @@ class Source:
     test: Split | None = None
     size: int | None = None
     """Height and width to scale to where the user does not say; None leaves images as they are."""
+    notes: tuple[Note, ...] = ()
+    """Of what belongs to no split."""
+
+    @property
+    def summary(self) -> dict[str, str]:
+        """All notes by topic, those of a split with its name before them."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        found: dict[str, list[str]] = {}
+        for split, notes in {"": self.notes, **{n: s.notes for n, s in splits.items() if s}}.items():
+            for topic, text in notes:
+                found.setdefault(topic, []).append(f"{split}: {text}" if split else text)
+        return {topic: "; ".join(texts) for topic, texts in found.items()}
 
 
 class JoinedImages:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from contrastive.data.images import ImageStream, JoinedImages, Source, Split
 from contrastive.data.loader import Loader
-from contrastive.data.sources import few_of_each, long_tail, open_source, stratified_split
+from contrastive.data.sources import Columns, few_of_each, long_tail, open_source, stratified_split
 from contrastive.errors import InvalidValue
 
 MEMORY_BUDGET = 4 << 30
@@ -120,7 +120,7 @@ class DataModule(LightningDataModule):
                 few of them.
         """
         train, validation = self.parts
-        labels, classes = self.known.train_labels, self.num_classes
+        labels = self.known.train_labels
         if self.imbalance == 1 and self.labels_per_class is None:
             return train, validation
         if labels is None:
@@ -133,13 +133,21 @@ class DataModule(LightningDataModule):
                 f"{type(self).__name__}({option}) thins out classes, but the data have no labels; choose a labelled "
                 "source, or leave the option at its default."
             )
+        # A class may be named, as by a Parquet schema, and have no sample: it takes no part.
+        present, labels = labels.unique(return_inverse=True)
+        classes, names = len(present), [self.class_names[label] for label in present.tolist()]
         if self.imbalance != 1:
             train = train[
                 long_tail(labels[train], classes, self.imbalance, self.imbalance_profile, self.seed)
             ]
         if self.labels_per_class is not None:
-            train = train[few_of_each(labels[train], classes, self.labels_per_class, self.seed)]
+            train = train[few_of_each(labels[train], classes, self.labels_per_class, self.seed, names)]
         return train, validation
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What there is to say of the data before training, by topic."""
+        return {}
 
     @property
     def num_samples(self) -> int:
@@ -249,13 +257,15 @@ class ImageData(DataModule):
             - ``"digits"``: 1,797 handwritten digits that come with scikit-learn;
             - ``"textures"``: 3,500 generated images of coloured stripes in ten classes;
             - ``"CIFAR10"`` or ``"torchvision:CIFAR10"``: a data set of torchvision, by the name of its class;
-            - a folder: ``train/CLASS/...`` and ``test/CLASS/...``, or class folders, or unlabelled images;
-            - a list of files, ``.csv``, ``.tsv`` or ``.txt``: ``path[,label]`` a line;
+            - a folder: ``train/CLASS/...`` and ``test/CLASS/...`` (in any usual spelling), or class folders, or
+              unlabelled images;
+            - a list of files, ``.csv``, ``.tsv`` or ``.txt``: ``path[,label]`` a line, or more columns with a heading;
             - a ``.parquet`` file or a folder with ``train*.parquet`` and ``test*.parquet``, with the columns
               ``image`` and ``label`` of Hugging Face's image data sets;
             - a map-style ``Dataset`` that gives images or ``(image, label)``; in YAML by its ``class_path``. It
               should not augment: in memory, every image would stay as it is drawn first.
-        test: the test images, any of the above, in place of those of ``source``.
+        test: the test images, any of the above, in place of those of ``source``; if it has a test split, that one. Its
+            classes are those of ``source`` by name.
         root: folder that paths are relative to; for torchvision the folder of the data, by default ``data``.
         batch_size: images in a batch of one process.
         validation_fraction: part of the training images held out for validation, in every class alike; not
@@ -275,6 +285,9 @@ class ImageData(DataModule):
         imbalance_profile: ``"exponential"`` as above, or ``"linear"``: ``n_max * (1 - (1 - r) * c / (C - 1))``.
         labels_per_class: train on so many images of each class, drawn at random, as when more labels cost too much;
             None trains on all. As with ``imbalance``, whatever is evaluated on stays as it is.
+        labels: False reads no labels: all images below a folder belong to it, as where folders are dates.
+        image_column: name of the column of paths in a list, or of images in Parquet; the usual names are found.
+        label_column: name of the column of labels, likewise.
 
     Raises:
         ValueError: if an argument is out of its range. The source is looked at when it is first needed, and
@@ -298,6 +311,9 @@ class ImageData(DataModule):
         imbalance: float = 1.0,
         imbalance_profile: Literal["exponential", "linear"] = "exponential",
         labels_per_class: int | None = None,
+        labels: bool = True,
+        image_column: str | None = None,
+        label_column: str | None = None,
     ) -> None:
         super().__init__(
             batch_size, validation_fraction, seed, num_workers, imbalance, imbalance_profile, labels_per_class
@@ -315,16 +331,22 @@ class ImageData(DataModule):
         self.channels = channels
         self.in_memory = in_memory
         self.download = download
+        self.columns = Columns(labels, image_column, label_column)
 
     def prepare_data(self) -> None:
         """Fetch missing data, if asked to; called by Lightning in one process."""
         if self.download:
-            open_source(self.source, self.test, self.root, download=True)
+            open_source(self.source, self.test, self.root, True, self.columns)
 
     @cached_property
     def opened(self) -> Source:
         """The source: labels, and images that are not read yet."""
-        return open_source(self.source, self.test, self.root, download=False)
+        return open_source(self.source, self.test, self.root, False, self.columns)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What there is to say of the source, by topic: columns that were used, what was passed over, warnings."""
+        return self.opened.summary
 
     @cached_property
     def _train(self) -> Split:

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from contrastive.data.images import ImageStream, Split
+from contrastive.data.labels import align_labels, integer_classes
 from contrastive.data.loader import Loader
 from contrastive.data.module import DataModule, Inputs, Known, add_to_digest
 from contrastive.data.sources import open_source
 from contrastive.errors import FileMissing, InvalidValue
 from contrastive.reading import read_array, read_tensors
+
+Classes = tuple[Tensor, list[str]]  # labels (N,), and the names of the classes
 
 
 def projections(images: Tensor) -> Tensor:
@@ -121,11 +124,11 @@ class PairData(DataModule):
         return None if self._test is None else self._test[:2]
 
     @cached_property
-    def _train(self) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _train(self) -> tuple[Tensor, Tensor, Classes | None]:
         return self._read("", self.first, self.second, self.labels, of_test=False)
 
     @cached_property
-    def _test(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    def _test(self) -> tuple[Tensor, Tensor, Classes | None] | None:
         first = self.test_first
         if first is None and _is_images(self.first) and self._open(self.first).test is not None:
             first = self.first
@@ -136,7 +139,7 @@ class PairData(DataModule):
 
     def _read(
         self, prefix: str, first: Any, second: Any, labels: Any, *, of_test: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Classes | None]:
         a, found = self._modality(f"{prefix}first", first, of_test)
         if isinstance(second, str) and second == "projections":
             if a.ndim != 4:
@@ -153,16 +156,17 @@ class PairData(DataModule):
                 "i of both from pair i."
             )
         if labels is not None:
-            found = self._tensor(f"{prefix}labels", labels).long()
-        if found is not None and found.shape != (len(a),):
-            raise InvalidValue(
-                f"PairData({prefix}labels=...) has the shape {tuple(found.shape)}; give an integer from 0 up for each "
-                f"of the {len(a)} pairs."
-            )
+            given = self._tensor(f"{prefix}labels", labels)
+            if given.shape != (len(a),) or given.is_floating_point() or given.min() < 0:
+                raise InvalidValue(
+                    f"PairData({prefix}labels=...) has the shape {tuple(given.shape)} and the type {given.dtype}; give "
+                    f"an integer from 0 up for each of the {len(a)} pairs."
+                )
+            found = integer_classes(given.cpu().numpy())
         return a, b, found
 
-    def _modality(self, argument: str, source: Any, of_test: bool) -> tuple[Tensor, Tensor | None]:
-        """Rows of one modality, and the labels that an image source may have."""
+    def _modality(self, argument: str, source: Any, of_test: bool) -> tuple[Tensor, Classes | None]:
+        """Rows of one modality, and the classes that an image source may have."""
         if not _is_images(source):
             return self._tensor(argument, source), None
         opened = self._open(source)
@@ -170,7 +174,7 @@ class PairData(DataModule):
         assert split is not None
         size = opened.size if self.size is None else self.size
         images = ImageStream(split.images, self.channels, None if size is None else (size, size)).load()
-        return images, split.labels
+        return images, None if split.labels is None else (split.labels, split.class_names)
 
     def _tensor(self, argument: str, source: Any) -> Tensor:
         if not isinstance(source, str):
@@ -188,16 +192,27 @@ class PairData(DataModule):
     @cached_property
     def known(self) -> Known:
         """Labels and sizes."""
-        labels = self._train[2]
-        test, test_labels = (0, None) if self._test is None else (len(self._test[0]), self._test[2])
-        names = [] if labels is None else [str(number) for number in range(int(labels.max()) + 1)]
-        return Known(len(self._train[0]), labels, test, test_labels, names)
+        labels, names = self._train[2] or (None, [])
+        if self._test is None:
+            return Known(len(self._train[0]), labels, 0, None, names)
+        found = self._test[2]
+        test_labels = (
+            None
+            if found is None or labels is None
+            else align_labels(*found, names, "PairData: {} of the test pairs")
+        )
+        return Known(len(self._train[0]), labels, len(self._test[0]), test_labels, names)
 
     @cached_property
     def inputs(self) -> Inputs:
         """The first modality of both splits; the fingerprint covers labels and both modalities."""
         digest = hashlib.sha256()
-        for part in (*self._train, *(self._test or ())):
+        for part in (
+            *self._train[:2],
+            self.known.train_labels,
+            *(self._test or ())[:2],
+            self.known.test_labels,
+        ):
             add_to_digest(digest, part)
         return Inputs(self._train[0], None if self._test is None else self._test[0], digest.hexdigest()[:16])
 

@@ -1,16 +1,23 @@
 """Images in Parquet files, in the layout of Hugging Face's image data sets."""
 
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from contrastive.data.images import Images, JoinedImages, Source, Split, decode
+from contrastive.checks import shown
+from contrastive.data.images import Images, JoinedImages, Note, Source, Split, decode
+from contrastive.data.labels import labelled, text_classes
+from contrastive.data.lists import LABEL_COLUMNS, column_of, unused_columns
+from contrastive.data.splits import split_of
 from contrastive.errors import FileMissing, InvalidValue
+
+IMAGE_COLUMNS = ("image", "img", "image_bytes")
 
 
 class ParquetImages:
@@ -50,88 +57,191 @@ class ParquetImages:
         return f"{self.file.name} {i} {len(self._content(i) or b'')}"
 
 
-def parquet_folder(root: Path) -> Source:
-    """A folder with Parquet files whose names begin with ``train``, ``val`` and ``test``.
+def parquet_folder(
+    root: Path, labels: bool = True, image_column: str | None = None, label_column: str | None = None
+) -> Source:
+    """A folder with Parquet files of splits, or a folder of one split as Spark writes it.
 
-    Without a test file, ``val`` is the test split.
+    A file belongs to the split that its name, or that of a folder on the way to it, begins with: ``train-0.parquet``,
+    ``Test/part-0.parquet``, ``dev.parquet/part-0.snappy.parquet``. Without a test split, the validation split takes its
+    place. Files ``part-...`` in a folder of any name, or in one that is itself called ``.parquet``, are one split.
+
+    Args:
+        root: the folder.
+        labels: whether to read labels.
+        image_column: see :func:`parquet_split`, as for ``label_column``.
+        label_column: likewise.
 
     Raises:
         FileNotFoundError: if no name begins with ``train``.
     """
-    files = sorted(root.rglob("*.parquet"))
-    train, val, test = ([f for f in files if f.name.startswith(name)] for name in ("train", "val", "test"))
-    if not train:
+    files = parquet_files(root)
+    splits: dict[str | None, list[Path]] = {}
+    for file in files:
+        splits.setdefault(_split_of(file.relative_to(root)), []).append(file)
+
+    def read(split: str | None) -> Split | None:
+        return parquet_split(splits[split], labels, image_column, label_column) if split in splits else None
+
+    rest = splits.get(None, [])
+    whole = root.suffix == ".parquet" or all(file.name.startswith("part-") for file in files)
+    train = read(None if len(rest) == len(files) and whole else "train")
+    if train is None:
         raise FileMissing(
             f"ImageData finds {len(files)} Parquet files in {root} ({files[0].name} and so on), and none whose name "
             "begins with 'train'. Rename them, or name one of them as the source."
         )
-    validation = parquet_split(val) if val else None
-    if not test:
-        return Source(parquet_split(train), test=validation)
-    return Source(parquet_split(train), validation, parquet_split(test))
+    if len(rest) == len(files):
+        return Source(train)
+    note = (
+        Note("passed over", f"{len(rest)} Parquet files of no split in {root} ({rest[0].name})")
+        if rest
+        else None
+    )
+    validation, test = read("validation"), read("test")
+    if test is None:
+        validation, test = None, validation
+    return Source(train, validation, test, notes=(note,) if note else ())
 
 
-def parquet_split(files: Sequence[Path]) -> Split:
-    """Parquet files with a column ``image`` (or ``img``) of encoded images and an integer column ``label``.
+def parquet_files(root: Path) -> list[Path]:
+    """The Parquet files in a folder and below; what is hidden, or begins with an underscore as Spark's own, is left."""
+    found = root.rglob("*.parquet")
+    return sorted(
+        file
+        for file in found
+        if file.is_file() and not any(part.startswith((".", "_")) for part in file.relative_to(root).parts)
+    )
 
-    The image column holds bytes, or structs with a field ``bytes``. The label column may also be called
-    ``labels`` or ``fine_label``; without one the images are unlabelled. Class names come from the schema's
-    metadata: the key ``classes`` (names with commas between them, or a JSON list) or Hugging Face's features.
+
+def _split_of(path: Path) -> str | None:
+    for part in path.parts:
+        word = re.split(r"[\W_]", part, maxsplit=1)[0]
+        prefix = re.match("train|val|test", part.casefold())
+        if split := split_of(word) or (prefix and split_of(prefix[0])):
+            return split
+    return None
+
+
+def parquet_split(
+    files: Sequence[Path],
+    labels: bool = True,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Split:
+    """Parquet files with a column ``image`` (or ``img``) of encoded images and a column of labels.
+
+    The image column holds bytes, or structs with a field ``bytes``. The column of labels is one of
+    :data:`contrastive.data.lists.LABEL_COLUMNS`, in that order; without one the images are unlabelled. It holds
+    integers, or names. Names of integers come from the schema's metadata: the key ``classes`` (names with commas
+    between them, or a JSON list) or Hugging Face's features.
+
+    Args:
+        files: the files of the split.
+        labels: whether to read labels.
+        image_column: name of the column of images, if it is none of the usual ones.
+        label_column: name of the column of labels, likewise.
 
     Raises:
         ValueError: if a file cannot be read, or a column is missing or of the wrong type.
     """
-    parts = [_read_file(file) for file in files]
-    labels = [part.labels for part in parts if part.labels is not None]
-    if len(labels) not in (0, len(parts)) or any(part.class_names != parts[0].class_names for part in parts):
+    parts = [_read_file(file, labels, image_column, label_column) for file in files]
+    first = parts[0]
+    if any((part.values is None, part.names) != (first.values is None, first.names) for part in parts) or (
+        first.values is not None and len({part.values.dtype.kind == "O" for part in parts}) > 1
+    ):
         raise InvalidValue(
-            f"ImageData finds different labels or class names in {', '.join(map(str, files))}, which make up one split."
+            f"ImageData finds different labels or class names in {shown(', '.join(map(str, files)))}, which make up "
+            "one split."
         )
     images: Images = JoinedImages([part.images for part in parts])
-    return Split(images, torch.cat(labels) if labels else None, parts[0].class_names)
+    notes = tuple(dict.fromkeys(part.note for part in parts))[:1]
+    if first.values is None:
+        return Split(images, None, [], notes)
+    if first.values.dtype.kind == "O":
+        texts = [text for part in parts for text in part.values.tolist()]
+        return Split(images, *text_classes(texts), notes)
+    wide = np.result_type(*(part.values for part in parts))
+    kind = wide if wide.kind in "iu" else object  # int64 and uint64 have no common integer type
+    values = np.concatenate([part.values.astype(kind) for part in parts])
+    return replace(labelled(images, values, first.names), notes=notes)
 
 
-def _read_file(file: Path) -> Split:
+class _Part(NamedTuple):
+    """What one file holds: images, labels as they are written, names of the labels 0, 1, ... if it gives any."""
+
+    images: ParquetImages
+    values: Any
+    names: list[str]
+    note: Note
+
+
+def _read_file(file: Path, labels: bool, image_column: str | None, label_column: str | None) -> _Part:
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     try:
         schema = pq.read_schema(file)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise InvalidValue(f"ImageData cannot read {file} as Parquet: {error}") from error
-    image = next((name for name in ("image", "img") if name in schema.names), None)
-    label = next((name for name in ("label", "labels", "fine_label") if name in schema.names), None)
+    names = [str(name) for name in schema.names]
+    image = column_of(image_column, IMAGE_COLUMNS, names)
+    label = column_of(label_column, LABEL_COLUMNS, names) if labels else None
     if image is None:
         raise InvalidValue(
-            f"ImageData finds no column 'image' (or 'img') in {file}; it has {', '.join(schema.names)}. Rename the "
-            "column that holds the encoded images."
+            f"ImageData finds no column {image_column or 'image'!r}{'' if image_column else ' (or img)'} in {file}; it "
+            f"has {', '.join(names)}. Name the column that holds the encoded images: image_column=..."
         )
-    table = pq.read_table(file, columns=[image] if label is None else [image, label])
-    column = table.column(image)
+    if labels and label_column is not None and label is None:
+        raise InvalidValue(
+            f"ImageData finds no column {label_column!r} in {file}; it has {', '.join(names)}. Name the column of the "
+            "labels: label_column=..."
+        )
+    used = [names[image]] + ([] if label is None else [names[label]])
+    try:
+        table = pq.read_table(file, columns=used, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidValue(f"ImageData cannot read {file} as Parquet: {error}") from error
+    column = table.column(names[image])
     if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
         column = pc.struct_field(column, "bytes")
     if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
         raise InvalidValue(
-            f"ImageData finds the type {column.type} in the column {image!r} of {file}. It needs encoded images: "
-            "binary, or struct<bytes: binary, path: string>."
+            f"ImageData finds the type {column.type} in the column {names[image]!r} of {file}. It needs encoded "
+            "images: binary, or struct<bytes: binary, path: string>."
         )
     images = ParquetImages(column, file)
+    note = Note("columns", f"{', '.join(used)} of {file.name}{unused_columns(names, used)}")
     if label is None:
-        return Split(images, None, [])
-    labels = table.column(label)
-    if not pa.types.is_integer(labels.type) or labels.null_count:
+        return _Part(images, None, [], note)
+    values = table.column(names[label])
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    if not (is_text or pa.types.is_integer(values.type)) or values.null_count:
         raise InvalidValue(
-            f"ImageData finds the type {labels.type} and {labels.null_count} missing values in the column {label!r} "
-            f"of {file}. It needs an integer in every row; leave the column out if the images are unlabelled."
+            f"ImageData finds the type {values.type} and {values.null_count} missing values in the column "
+            f"{names[label]!r} of {file}. It needs an integer or a name in every row; name another column "
+            "(label_column=...), or set labels=False if the images are unlabelled."
         )
-    values = torch.from_numpy(labels.to_numpy().astype(np.int64))
-    return Split(images, values, _class_names(schema.metadata or {}, label))
+    if is_text:
+        return _Part(images, np.array(values.to_pylist(), dtype=object), [], note)
+    return _Part(images, values.to_numpy(), _class_names(schema.metadata or {}, names[label], file), note)
 
 
-def _class_names(metadata: dict[bytes, bytes], label: str) -> list[str]:
-    if b"classes" in metadata:
-        text = metadata[b"classes"].decode()
-        return [str(name) for name in json.loads(text)] if text.startswith("[") else text.split(",")
-    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    return [str(name) for name in features.get(label, {}).get("names", [])]
+def _class_names(metadata: dict[bytes, bytes], label: str, file: Path) -> list[str]:
+    try:
+        if b"classes" in metadata:
+            text = metadata[b"classes"].decode()
+            found = json.loads(text) if text.startswith("[") else text.split(",")
+        else:
+            found = json.loads(metadata.get(b"huggingface", b"null"))
+            for key in ("info", "features", label, "names"):
+                found = found.get(key) if isinstance(found, dict) else None
+    except ValueError as error:
+        raise InvalidValue(
+            f"ImageData cannot read the class names in the metadata of {file} ({error}); write them as a JSON list "
+            "under the key 'classes', or leave them out."
+        ) from error
+    return [str(name) for name in found] if isinstance(found, list) else []

@@ -1,7 +1,8 @@
 """From a name, path or object to training, validation and test images with one set of classes."""
 
 import difflib
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,17 +11,31 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from contrastive.data.datasets import DatasetImages, dataset_split, torchvision_names, torchvision_source
-from contrastive.data.files import image_folder, list_split
+from contrastive.data.files import image_folder
 from contrastive.data.images import Source, Split
-from contrastive.data.parquet import parquet_folder, parquet_split
+from contrastive.data.labels import align
+from contrastive.data.lists import ENDINGS as LISTS
+from contrastive.data.lists import list_split
+from contrastive.data.parquet import parquet_files, parquet_folder, parquet_split
 from contrastive.data.textures import textures
 from contrastive.errors import FileMissing, InvalidValue
 
-LISTS = (".csv", ".tsv", ".txt")
+
+@dataclass(frozen=True)
+class Columns:
+    """What to read of lists and of Parquet files: names of columns, None for the usual ones; and whether of labels."""
+
+    labels: bool = True
+    image_column: str | None = None
+    label_column: str | None = None
 
 
 def open_source(
-    source: str | Dataset[Any], test: str | Dataset[Any] | None, root: str | None, download: bool
+    source: str | Dataset[Any],
+    test: str | Dataset[Any] | None,
+    root: str | None,
+    download: bool,
+    columns: Columns = Columns(),
 ) -> Source:
     """Find the images and check their labels; no image is decoded.
 
@@ -29,6 +44,7 @@ def open_source(
         test: source of the test images, in place of those that ``source`` may have.
         root: folder that paths are relative to; for torchvision, the folder of the data.
         download: let torchvision fetch missing data.
+        columns: which columns to read, and whether labels.
 
     Returns:
         The source, with the same class names in all splits.
@@ -37,24 +53,27 @@ def open_source(
         FileNotFoundError: if data are missing.
         ValueError: for an unknown name, labels out of range, or splits with different classes.
     """
-    found = _find("source", source, root, download)
+    found = _find("source", source, root, download, columns)
     if test is not None:
-        found = replace(found, test=_find("test", test, root, download).train)
+        other = _find("test", test, root, download, columns)
+        found = replace(found, test=other.test or other.train, notes=(*found.notes, *other.notes))
     for split in (found.train, found.validation, found.test):
-        if split is not None:
-            _check_labels(split)
-    train = replace(found.train, class_names=_names(found.train))
+        if split is not None and len(split.images) == 0:
+            raise InvalidValue("ImageData: the source holds no images; it needs at least one.")
+    if not columns.labels:
+        found = replace(found, train=replace(found.train, labels=None, class_names=[]))
     return replace(
         found,
-        train=train,
-        validation=found.validation and _align(found.validation, train, "validation"),
-        test=found.test and _align(found.test, train, "test"),
+        validation=found.validation and align(found.validation, found.train, "validation"),
+        test=found.test and align(found.test, found.train, "test"),
     )
 
 
-def _find(argument: str, source: str | Dataset[Any], root: str | None, download: bool) -> Source:
+def _find(
+    argument: str, source: str | Dataset[Any], root: str | None, download: bool, columns: Columns
+) -> Source:
     if not isinstance(source, str):
-        return Source(dataset_split(source))
+        return Source(dataset_split(source, columns.labels))
     if source == "digits":
         return digits()
     if source == "textures":
@@ -63,12 +82,13 @@ def _find(argument: str, source: str | Dataset[Any], root: str | None, download:
     if name in torchvision_names():
         return torchvision_source(name, root or "data", download)
     path = Path(root or "") / source
+    of_tables = (columns.labels, columns.image_column, columns.label_column)
     if path.is_dir():
-        return parquet_folder(path) if any(path.rglob("*.parquet")) else image_folder(path)
+        return parquet_folder(path, *of_tables) if parquet_files(path) else image_folder(path, columns.labels)
     if path.is_file() and path.suffix == ".parquet":
-        return Source(parquet_split([path]))
+        return Source(parquet_split([path], *of_tables))
     if path.is_file() and path.suffix in LISTS:
-        return Source(list_split(path))
+        return Source(list_split(path, *of_tables))
     raise (InvalidValue if path.exists() else FileMissing)(
         f"ImageData({argument}={source!r}): {path.resolve()} "
         + (f"is a file of kind {path.suffix!r}." if path.exists() else f"does not exist.{_suggestion(name)}")
@@ -150,7 +170,7 @@ def long_tail(
     return order[rank < wanted[labels[order]]].sort().values
 
 
-def few_of_each(labels: Tensor, num_classes: int, count: int, seed: int) -> Tensor:
+def few_of_each(labels: Tensor, num_classes: int, count: int, seed: int, names: Sequence[str] = ()) -> Tensor:
     """Choose ``count`` rows of every class at random; those of a smaller count are among those of a larger one.
 
     Args:
@@ -158,6 +178,7 @@ def few_of_each(labels: Tensor, num_classes: int, count: int, seed: int) -> Tens
         num_classes: number of classes.
         count: rows to keep of each.
         seed: seed of the choice.
+        names: of the classes, for the message; their numbers by default.
 
     Returns:
         The rows kept, sorted.
@@ -166,10 +187,11 @@ def few_of_each(labels: Tensor, num_classes: int, count: int, seed: int) -> Tens
         ValueError: if a class has fewer rows.
     """
     order, rank, sizes = _ranks(labels, num_classes, seed)
-    if int(sizes.min()) < count:
+    smallest = int(sizes.argmin())
+    if int(sizes[smallest]) < count:
         raise InvalidValue(
-            f"labels_per_class={count}, but class {int(sizes.argmin())} has only {int(sizes.min())} samples to train "
-            "on; ask for that many at most."
+            f"labels_per_class={count}, but class {names[smallest] if names else smallest} has only "
+            f"{int(sizes[smallest])} samples to train on; ask for that many at most."
         )
     return order[rank < count].sort().values
 
@@ -180,50 +202,3 @@ def _ranks(labels: Tensor, num_classes: int, seed: int) -> tuple[Tensor, Tensor,
     order = order[labels[order].argsort(stable=True)]
     sizes = labels.bincount(minlength=num_classes)
     return order, torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[order]], sizes
-
-
-def _check_labels(split: Split) -> None:
-    """Refuse an empty split, and labels that are negative or beyond the named classes."""
-    if len(split.images) == 0:
-        raise InvalidValue("ImageData: the source holds no images; it needs at least one.")
-    if split.labels is None:
-        return
-    bad = split.labels < 0
-    if split.class_names:
-        bad |= split.labels >= len(split.class_names)
-    if bad.any():
-        row = int(bad.nonzero()[0])
-        accepted = f"from 0 to {len(split.class_names) - 1}" if split.class_names else "from 0 up"
-        raise InvalidValue(
-            f"ImageData: {split.images.where(row)} has the label {int(split.labels[row])}, and {int(bad.sum())} of "
-            f"{len(bad)} labels are not in the accepted range, {accepted}. Correct them; images without a label "
-            "belong into a source without labels."
-        )
-
-
-def _names(split: Split) -> list[str]:
-    """Class names of a split: its own, or else the numbers of the classes."""
-    if split.labels is None or split.class_names:
-        return split.class_names
-    return [str(number) for number in range(int(split.labels.max()) + 1)]
-
-
-def _align(split: Split, train: Split, what: str) -> Split:
-    """Number the classes of another split as in the training split, which may have more of them."""
-    if train.labels is None or split.labels is None:
-        return replace(split, labels=None, class_names=[])
-    named = bool(split.class_names)
-    # Numbers without names mean the same classes in both splits, so each must occur among the training labels.
-    known: list[Any] = train.class_names if named else list(set(train.labels.tolist()))
-    used = split.class_names if named else sorted(set(split.labels.tolist()))
-    unknown = [name for name in used if name not in known]
-    if unknown:
-        raise InvalidValue(
-            f"ImageData: {len(unknown)} classes of the {what} split, {unknown[0]!r} for one, are not among the "
-            f"{len(known)} of the training split. Give splits of different classes to one ImageData each, as a "
-            "source of its own."
-        )
-    if not named:
-        return replace(split, class_names=train.class_names)
-    numbers = torch.tensor([train.class_names.index(name) for name in split.class_names])
-    return replace(split, labels=numbers[split.labels], class_names=train.class_names)

@@ -6,8 +6,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from contrastive.data.labels import as_integers, integer_classes
 from contrastive.data.module import DataModule, Inputs, Known, add_to_digest
 from contrastive.errors import InvalidValue
 
@@ -17,10 +19,11 @@ class TensorData(DataModule):
 
     Args:
         train_inputs: ``(N, ...)`` tensor or array.
-        train_labels: ``(N,)`` integers from 0 up, or None.
+        train_labels: ``(N,)`` integers from 0 up, of any size, or None. Without ``class_names`` the classes are those
+            that occur, numbered in their order.
         test_inputs: ``(M, ...)`` or None.
         test_labels: ``(M,)`` or None.
-        class_names: a name for each class; their numbers by default.
+        class_names: a name for each label 0, 1, ...; by default what the labels are.
         batch_size: samples in a batch of one process.
         validation_fraction: part of the training samples held out for validation, in every class alike.
         seed: seed of the held-out part, of the order of training and of the samples that ``imbalance`` keeps.
@@ -63,15 +66,19 @@ class TensorData(DataModule):
             )
         train = _labels("train", self.train_inputs, train_labels)
         test = _labels("test", self.test_inputs, test_labels)
+        if class_names is None:
+            train, test, class_names = _classes(train, test)
         highest = max((int(labels.max()) for labels in (train, test) if labels is not None), default=-1)
-        names = [str(number) for number in range(highest + 1)] if class_names is None else class_names
-        if highest >= len(names):
+        if highest >= len(class_names):
             raise InvalidValue(
-                f"TensorData(class_names=...) has {len(names)} names, and the highest label is {highest}; give "
+                f"TensorData(class_names=...) has {len(class_names)} names, and the highest label is {highest}; give "
                 f"{highest + 1} names or more."
             )
         test_size = 0 if self.test_inputs is None else len(self.test_inputs)
-        self.known = Known(len(self.train_inputs), train, test_size, test, names)
+        known = (
+            None if labels is None else torch.from_numpy(labels.astype(np.int64)) for labels in (train, test)
+        )
+        self.known = Known(len(self.train_inputs), next(known), test_size, next(known), class_names)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -87,15 +94,38 @@ class TensorData(DataModule):
         return Inputs(self.train_inputs, self.test_inputs, digest.hexdigest()[:16])
 
 
-def _labels(split: str, inputs: Tensor | None, labels: Any) -> Tensor | None:
-    """Labels as int64, one for each input."""
+def _labels(split: str, inputs: Tensor | None, labels: Any) -> NDArray[Any] | None:
+    """Labels as whole numbers, one for each input."""
     if labels is None:
         return None
-    values = torch.as_tensor(labels)
+    values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if values.dtype.kind not in "iub" and isinstance(labels, list | tuple) and all(map(_is_whole, labels)):
+        values = as_integers(labels)  # of more than 64 bits
     number = 0 if inputs is None else len(inputs)
-    if values.shape != (number,) or values.is_floating_point() or values.is_complex() or values.min() < 0:
+    whole = values.dtype.kind in "iub" or (values.dtype == object and all(map(_is_whole, values.flat)))
+    if values.shape != (number,) or not whole or (number and values.min() < 0):
         raise InvalidValue(
             f"TensorData({split}_labels=...) has the shape {tuple(values.shape)} and the type {values.dtype}; give an "
             f"integer from 0 up for each of the {number} samples in {split}_inputs."
         )
-    return values.long()
+    return values.astype(np.int64) if values.dtype.kind == "b" else values
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _classes(
+    train: NDArray[Any] | None, test: NDArray[Any] | None
+) -> tuple[NDArray[Any] | None, NDArray[Any] | None, list[str]]:
+    """Labels of both splits as places in the list of all classes that occur, and their names."""
+    given = [labels for labels in (train, test) if labels is not None]
+    if not given:
+        return None, None, []
+    kind = np.result_type(*given)
+    # 64 bits with a sign and without one have no common integer type: NumPy would take floats.
+    exact = [labels.astype(kind if kind.kind in "iu" else object) for labels in given]
+    labels, names = integer_classes(np.concatenate(exact))
+    dense = labels.numpy()
+    first = 0 if train is None else len(train)
+    return None if train is None else dense[:first], None if test is None else dense[first:], names

@@ -51,6 +51,7 @@ def describe_run(trainer: Trainer, module: Pretrain) -> str:
     warmup, peak = config.warmup(steps), config.peak((together or 0) * accumulated)
     rows = {
         "data": f"{source}, {samples:,} samples" if samples else f"{source}",
+        **getattr(data, "notes", {}),
         "batch": (
             f"{together * accumulated:,} samples a step = {together // processes:,} x {processes} process"
             f"{'es' * (processes > 1)} x {accumulated} accumulated"

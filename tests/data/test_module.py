@@ -311,7 +311,7 @@ def test_tensor_data_has_a_fingerprint_of_values_labels_and_names():
         ({"train_inputs": torch.zeros(4)}, r"train_inputs.*\(4,\)"),
         ({"test_inputs": torch.zeros(2, 5)}, r"\(2, 5\) and train_inputs \(4, 3\)"),
         ({"train_labels": [0, 1]}, "train_labels.*each of the 4"),
-        ({"train_labels": [0.5] * 4}, "train_labels.*float32"),
+        ({"train_labels": [0.5] * 4}, "train_labels.*float64"),
         ({"train_labels": [0, 1, -1, 0]}, "train_labels.*from 0 up"),
         ({"test_labels": [0]}, "test_labels.*each of the 0"),
         ({"train_labels": [0, 1, 2, 0], "class_names": ["a", "b"]}, "2 names, and the highest label is 2"),
