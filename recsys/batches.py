@@ -292,6 +292,8 @@ def training_prefixes(split: Split, max_length: int, stride: int = 1) -> PrefixT
 class HeldOutBatches:
     """Held-out cases in order of length, each on one process; every pass gives the same batches.
 
+    All processes have as many batches; the last of one may be empty.
+
     Args:
         cases: histories and targets.
         max_length: window of the encoder.
@@ -315,16 +317,16 @@ class HeldOutBatches:
         self._order = torch.argsort(self._lengths, stable=True)
 
     def __len__(self) -> int:
-        """Batches of this process."""
-        rank, world = _process()
-        return -(-len(self._order[rank::world]) // self.batch_size)
+        """Batches of a process."""
+        return -(-len(self._order) // (_process()[1] * self.batch_size))
 
     def __iter__(self) -> Iterator[Held]:
         rank, world = _process()
-        for rows in torch.split(self._order[rank::world], self.batch_size):
-            if len(rows):
-                windows = gather_windows(self._flat, self._starts[rows], self._lengths[rows])
-                yield Held(*windows, self._targets[rows], rows)
+        own = self._order[rank::world]
+        for number in range(len(self)):
+            rows = own[number * self.batch_size : (number + 1) * self.batch_size]
+            windows = gather_windows(self._flat, self._starts[rows], self._lengths[rows])
+            yield Held(*windows, self._targets[rows], rows)
 
 
 def _process() -> tuple[int, int]:

@@ -340,7 +340,10 @@ class SequentialRecommender(LightningModule):
         parts = [self._part(*one) for one in waiting]
         next_item, total = self.update(optimizers, parts)
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
-        size = sum(len(part.batch.targets) for part in parts)
+        # Lightning averages by batch sizes, and cuts their mean over processes to a whole number; so: of all together.
+        size = int(
+            global_sum(torch.tensor(sum(len(part.batch.targets) for part in parts), device=self.device))
+        )
         self.log("loss", total, prog_bar=True, batch_size=size, **options)
         self.log("next_item_loss", next_item, batch_size=size, **options)
 
@@ -438,10 +441,12 @@ class SequentialRecommender(LightningModule):
             if (
                 global_sum((~torch.isfinite(loss.detach())).float()) > 0
             ):  # so that all processes stop together
-                raise NotFinite(
+                bad = NotFinite(
                     f"the loss of step {self.global_step} is {float(loss.detach())} here; the step was not taken. "
                     "Lower the learning rate, or look at the embeddings and attributes that heads were given."
                 )
+                bad.everywhere = True
+                raise bad
             with nullcontext() if strategy is None else strategy.block_backward_sync():
                 self.manual_backward(loss)
         if strategy is not None:
@@ -465,7 +470,11 @@ class SequentialRecommender(LightningModule):
 
     def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
         """Return scores ``(B, num_items + 1)`` of what follows histories ``(B, T)``; column 0 is padding."""
-        return self.encoder.encode(items, lengths) @ self.encoder.item_vectors().T
+        return self._states(items, lengths) @ self.encoder.item_vectors().T
+
+    def _states(self, items: Tensor, lengths: Tensor) -> Tensor:
+        """States ``(B, dim)`` after histories; B may be 0, where another process has the last cases."""
+        return self.encoder.encode(items, lengths) if len(items) else self.encoder.item_vectors()[:0]
 
     def on_validation_epoch_start(self) -> None:
         """Begin to count."""
@@ -490,7 +499,7 @@ class SequentialRecommender(LightningModule):
         self._rank("test", batch)
 
     def _rank(self, name: str, batch: Held) -> None:
-        states = self.encoder.encode(batch.items, batch.lengths)
+        states = self._states(batch.items, batch.lengths)
         index = batch.index.cpu().numpy()
         seen = self._cases[name].take(index) if self.history == "mask" else None
         vectors = self.encoder.item_vectors()
@@ -500,15 +509,20 @@ class SequentialRecommender(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val_*``."""
-        self._log_metrics("val")
+        self._end("valid", "val")
 
     def on_test_epoch_end(self) -> None:
         """Log ``test_*``."""
-        self._log_metrics("test")
+        self._end("test", "test")
 
-    def _log_metrics(self, prefix: str) -> None:
-        for name, value in self.metrics.compute().items():
-            self.log(f"{prefix}_{name}", value.float(), prog_bar=name == "NDCG@10", rank_zero_only=True)
+    def _end(self, name: str, prefix: str) -> None:
+        """Gather the ranks of all processes, and log the metrics, which are those of all."""
+        if self.trainer.world_size > 1:
+            ranks = torch.from_numpy(self.ranks[name]).to(self.device)
+            dist.all_reduce(ranks, dist.ReduceOp.MAX)  # -1 where another process ranks the case
+            self.ranks[name] = ranks.cpu().numpy()
+        for metric, value in self.metrics.compute().items():
+            self.log(f"{prefix}_{metric}", value.float(), prog_bar=metric == "NDCG@10", sync_dist=True)
 
     # ------------------------------------------------------------------ prediction
 

@@ -138,6 +138,17 @@ class Loader:
             places = torch.arange(first + rank * share, first + (rank + 1) * share)
             yield order[places % n]
 
+    def repeated(self, number: int, rows: int) -> Tensor:
+        """Tell which rows of a batch are there only to give every process as many: ``(rows,)`` bool.
+
+        Args:
+            number: of the batch in its epoch, from 0.
+            rows: samples in it.
+        """
+        rank, world = self._process()
+        first = number * self.batch_size * world + rank * rows
+        return torch.arange(first, first + rows) >= self.num_samples
+
     def _process(self) -> tuple[int, int]:
         """This process's rank and the number of processes that share the samples."""
         distributed = torch.distributed

@@ -23,6 +23,7 @@ from contrastive.evaluation.metrics import Classification, classify
 from contrastive.evaluation.results import describe_data, describe_encoder, write_result
 from contrastive.evaluation.run import load_run_encoder
 from contrastive.objectives import CrossEntropy, Objective
+from contrastive.similarity.distributed import average, global_sum
 from contrastive.training.callbacks import ExportEncoder, RunPlan, SaveOnStop, run_folder
 from contrastive.training.optim import OptimizerConfig
 from contrastive.training.pretrain import Pretrain
@@ -177,18 +178,24 @@ class FineTune(Pretrain):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log ``val_loss``, the cross entropy, and ``val_accuracy``, of images as they are."""
-        self._judge(batch, "val", self.val_accuracy)
+        self._judge(batch, batch_idx, "val", self.val_accuracy)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Log ``test_loss`` and ``test_accuracy``."""
-        self._judge(batch, "test", self.test_accuracy)
+        self._judge(batch, batch_idx, "test", self.test_accuracy)
 
-    def _judge(self, batch: Batch, name: str, accuracy: MulticlassAccuracy) -> None:
+    def _judge(self, batch: Batch, batch_idx: int, name: str, accuracy: MulticlassAccuracy) -> None:
         assert batch.labels is not None
-        logits = self.classify(batch.inputs)
-        accuracy.update(logits, batch.labels)
-        options: dict[str, Any] = {"on_epoch": True, "prog_bar": True, "batch_size": len(batch.labels)}
-        self.log(f"{name}_loss", F.cross_entropy(logits, batch.labels), sync_dist=True, **options)
+        logits, labels = self.classify(batch.inputs), batch.labels
+        rows = self._counted(batch, batch_idx)
+        if rows is not None:
+            logits, labels = logits[rows], labels[rows]
+        if len(labels):  # this process may have none that counts
+            accuracy.update(logits, labels)
+        samples = int(global_sum(torch.tensor(len(labels), device=labels.device)))
+        options: dict[str, Any] = {"on_epoch": True, "prog_bar": True, "batch_size": samples}
+        loss = average(F.cross_entropy(logits, labels, reduction="sum"), len(labels))
+        self.log(f"{name}_loss", loss, sync_dist=True, **options)
         self.log(f"{name}_accuracy", accuracy, **options)
 
 

@@ -18,9 +18,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from contrastive.encoders import MomentumEncoder, ProjectionHead
 from contrastive.errors import InvalidType, InvalidValue, NotFinite
 from contrastive.objectives.base import Objective
+from contrastive.similarity.distributed import global_sum
 from contrastive.training.caching import encode_in_chunks
 from contrastive.training.optim import OptimizerConfig, build_optimizer, group_options, restore_options
-from contrastive.training.processes import agree
+from contrastive.training.processes import agree, share_buffers
 from contrastive.views import SimCLRViews
 
 if TYPE_CHECKING:
@@ -332,13 +333,24 @@ class Pretrain(LightningModule):
         self.embeddings = tuple(embedding.detach() for embedding in embeddings)
         return self._compare(views, embeddings, batch)
 
-    def _compare(self, views: list[Tensor], embeddings: list[Tensor], batch: Batch) -> Tensor:
-        """The objective of all views, given the momentum encoder's embeddings of them if it requires a teacher."""
+    def _compare(
+        self, views: list[Tensor], embeddings: list[Tensor], batch: Batch, rows: Tensor | None = None
+    ) -> Tensor:
+        """The objective of all views, given the momentum encoder's embeddings of them if it requires a teacher.
+
+        ``rows`` ``(B,)`` bool, if given, chooses the samples that take part.
+        """
+        teacher = []
+        if self._taught:
+            assert self.key_network is not None
+            with torch.no_grad():
+                teacher = self._embed(views, self.key_network, nn.Identity())
+        if rows is not None:
+            labels = None if batch.labels is None else batch.labels[rows]
+            batch = batch._replace(index=batch.index[rows], labels=labels)
+            embeddings, teacher = ([vectors[rows] for vectors in group] for group in (embeddings, teacher))
         if not self._taught:
             return self._objective(embeddings, batch)
-        assert self.key_network is not None
-        with torch.no_grad():
-            teacher = self._embed(views, self.key_network, nn.Identity())
         loss: Tensor = self.objective(*embeddings, **self._inputs(batch), teacher=teacher)
         return loss
 
@@ -384,6 +396,10 @@ class Pretrain(LightningModule):
 
     # ------------------------------------------------------------------ evaluation and features
 
+    def on_validation_start(self) -> None:
+        """Let all processes judge the same network."""
+        share_buffers(self)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log ``val_loss`` on views that are the same in every epoch."""
         self._held_out(batch, batch_idx, "val_loss")
@@ -400,8 +416,21 @@ class Pretrain(LightningModule):
         if "index" in self.objective.requires:
             return  # its state belongs to training samples; a held-out loss has no meaning
         views = self.make_views(batch.inputs, self._seeds(batch_idx, self.global_rank)[0])
-        loss = self._compare(views, self.embed(views), batch)
-        self.log(name, loss, prog_bar=True, sync_dist=True, batch_size=len(batch.index))
+        rows = self._counted(batch, batch_idx)
+        loss = self._compare(views, self.embed(views), batch, rows)
+        samples = len(batch.index) if rows is None else int(global_sum(rows.sum()))
+        self.log(name, loss, prog_bar=True, sync_dist=True, batch_size=samples)
+
+    def _counted(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Rows of a held-out batch that count, ``(B,)`` bool; None for all.
+
+        Those do not that repeat other samples, so that every process has as many.
+        """
+        loader = self.trainer.test_dataloaders if self.trainer.testing else self.trainer.val_dataloaders
+        if self.trainer.world_size == 1 or not hasattr(loader, "repeated"):
+            return None
+        repeated: Tensor = loader.repeated(batch_idx, len(batch.index))
+        return ~repeated.to(batch.index.device)
 
     # ------------------------------------------------------------------ checkpoints
 

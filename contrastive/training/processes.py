@@ -20,8 +20,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.fabric.strategies.launchers import subprocess_script
 from lightning.pytorch import Trainer
+from torch import nn
 
 from contrastive.training.signals import ENDING
 
@@ -37,6 +39,17 @@ def agree(trainer: Trainer, *values: int) -> list[int]:
     mine = torch.tensor(values, device=strategy.root_device)
     largest: list[int] = torch.as_tensor(strategy.reduce(mine, reduce_op="max")).tolist()
     return largest
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the buffers of the first, batch-norm statistics for instance.
+
+    In training, ``ddp`` does so before each pass, and the first process' are what a checkpoint holds; after the last
+    step of an epoch each process has its own.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def lost_process(problem: BaseException) -> str | None:

@@ -118,6 +118,17 @@ def test_processes_share_the_samples(n, batch_size, world, drop_last, shuffle):
             assert len(loader) == len(result)
             return result
 
+    def counted(rank: int, part: list[list[int]]) -> list[int]:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            pretend(monkeypatch, rank, world)
+            loader = Loader(torch.zeros(n, 1), batch_size=batch_size)
+            return [
+                sample
+                for number, batch in enumerate(part)
+                for sample, repeated in zip(batch, loader.repeated(number, len(batch)).tolist(), strict=True)
+                if not repeated
+            ]
+
     parts = [batches(rank, world, batch_size) for rank in range(world)]
     alone = batches(0, 1, batch_size * world)
     for step, together in enumerate(alone):
@@ -129,6 +140,8 @@ def test_processes_share_the_samples(n, batch_size, world, drop_last, shuffle):
     assert all(len(part) == len(alone) for part in parts)
     if not drop_last:
         assert {i for part in parts for batch in part for i in batch} == set(range(n))
+        once = [sample for rank, part in enumerate(parts) for sample in counted(rank, part)]
+        assert sorted(once) == list(range(n))
 
 
 def test_unsharded_loader_passes_over_everything_in_every_process(monkeypatch):

@@ -26,7 +26,7 @@ from recsys import (
     ranking_metrics,
 )
 from recsys.batches import HeldOutBatches, TrainingBatches, training_prefixes
-from recsys.data import Cases
+from recsys.data import Cases, SequenceData
 from recsys.encoders import SequenceEncoder
 from recsys.training import Part
 
@@ -354,6 +354,22 @@ def test_a_checkpoint_between_the_batches_of_a_step_resumes_bit_for_bit(tmp_path
     assert run.current_epoch == 3
 
 
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 9])
+def test_processes_share_held_out_cases_in_as_many_batches_each(monkeypatch, world):
+    cases = SequenceData.generate(users=7, items=40).split("leave-last-out").valid
+    shares = []
+    for rank in range(world):
+        monkeypatch.setattr("recsys.batches._process", lambda rank=rank: (rank, world))
+        shares.append(list(HeldOutBatches(cases, batch_size=2)))
+        assert len(HeldOutBatches(cases, batch_size=2)) == len(shares[-1]) == -(-len(cases) // (2 * world))
+    index = torch.cat([batch.index for share in shares for batch in share])
+    assert sorted(index.tolist()) == list(range(len(cases)))
+    model = SequentialRecommender(SASRec(dim=8))
+    model.encoder.setup(40)
+    for batch in (share[-1] for share in shares):  # some are empty
+        assert model(batch.items, batch.lengths).shape == (len(batch.index), 41)
+
+
 def test_two_processes_are_one_that_accumulates(tmp_path):
     script = Path(__file__).with_name("two_processes.py")
     done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=300)
@@ -362,8 +378,11 @@ def test_two_processes_are_one_that_accumulates(tmp_path):
         torch.load(tmp_path / f"{name}.pt", weights_only=True)
         for name in ("one.0", "two.0", "heads.0", "heads.1")
     )
+    assert one.keys() == two.keys() > {"loss", "val_NDCG@10", "valid"}
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-9, atol=1e-12, msg=name)
+        tolerance = 1e-6 if name.startswith("val_") else 1e-9  # these are logged in float32
+        torch.testing.assert_close(two[name], value, rtol=tolerance, atol=1e-12, msg=name)
+    assert (two["valid"] >= 0).all()  # ranks of the cases of both processes
     for name, value in others[0].items():
         assert torch.equal(value, others[1][name]), name
     assert sorted(path.name for path in tmp_path.glob("stopped.*")) == ["stopped.0", "stopped.1"], done.stdout

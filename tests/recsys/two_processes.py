@@ -2,7 +2,8 @@
 
     python two_processes.py FOLDER
 
-``two.R.pt`` and ``one.0.pt`` have the weights of process R of both without heads, in float64 and without dropout;
+``two.R.pt`` and ``one.0.pt`` have weights, metrics and ranks of process R of both without heads, in float64 and without
+dropout;
 ``heads.R.pt`` those after training with heads that step in turn; ``stopped.R`` says that process R stopped by itself
 when the loss of the second one was not finite.
 """
@@ -15,7 +16,7 @@ from lightning.pytorch import Trainer
 
 from recsys import SRACL, CL4SRec, MCLRec, RecommenderData, SASRec, SequentialRecommender
 
-SIZES = {"users": 40, "items": 40}
+SIZES = {"users": 41, "items": 40}
 
 
 class Saving(SequentialRecommender):
@@ -24,7 +25,11 @@ class Saving(SequentialRecommender):
     folder, name, bad = Path(), "", -1
 
     def on_train_end(self):
-        torch.save(self.state_dict(), self.folder / f"{self.name}.{self.global_rank}.pt")
+        metrics = {name: value.double() for name, value in self.trainer.callback_metrics.items()}
+        ranks = {name: torch.from_numpy(ranks) for name, ranks in self.ranks.items()}
+        torch.save(
+            {**self.state_dict(), **metrics, **ranks}, self.folder / f"{self.name}.{self.global_rank}.pt"
+        )
 
     def training_step(self, batch, batch_idx):
         if self.global_rank == self.bad and batch_idx == 1:
@@ -45,15 +50,15 @@ def train(name, model, devices=2, **options):
         strategy="ddp_fork" if devices > 1 else "auto",
         max_epochs=1,
         limit_train_batches=6 // devices,
-        limit_val_batches=0,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=Saving.folder,
+        num_sanity_val_steps=0,
         **options,
     )
-    trainer.fit(model, RecommenderData(synthetic=SIZES, batch_targets=64))
+    trainer.fit(model, RecommenderData(synthetic=SIZES, batch_targets=64, eval_batch=13))
 
 
 def main():

@@ -40,13 +40,17 @@ class Save(pl.Callback):
 
     def on_fit_end(self, trainer, pl_module):
         if trainer.is_global_zero:
-            torch.save({**self.state, "loss": trainer.callback_metrics["loss_epoch"]}, self.path)
+            metrics = ("loss_epoch", "val_loss", "val_accuracy")
+            torch.save(
+                {**self.state, **{name: trainer.callback_metrics[name] for name in metrics}}, self.path
+            )
 
 
 def main(devices: int, folder: Path) -> None:
     torch.manual_seed(0)
-    inputs, labels = torch.randn(32, 6, dtype=torch.float64), torch.arange(32) % 3
-    data = TensorData(inputs, labels, batch_size=16 // devices, validation_fraction=0.0)
+    inputs, labels = torch.randn(51, 6, dtype=torch.float64), torch.arange(51) % 3
+    data = TensorData(inputs, labels, batch_size=16 // devices, validation_fraction=1 / 3)
+    assert len(data.val_dataloader().rows) == 17  # two processes have one sample between them at the end
     module = FineTune(
         MLPEncoder(6, [], 8),
         Drawn(contrast_dim=4),

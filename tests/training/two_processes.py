@@ -1,4 +1,4 @@
-"""One training step on DEVICES processes; writes the weights before and after it to FOLDER/DEVICES.pt.
+"""Two training steps and a validation on DEVICES processes; writes the weights before and after to FOLDER/DEVICES.pt.
 
     python two_processes.py DEVICES FOLDER
 
@@ -49,6 +49,10 @@ class Data(pl.LightningDataModule):
     def train_dataloader(self) -> Loader:
         return Loader(self.inputs, batch_size=self.batch_size, shuffle=True, drop_last=True)
 
+    def val_dataloader(self) -> Loader:
+        """A step of 16 samples and one of 5, which two processes cannot share evenly."""
+        return Loader(self.inputs[:21], batch_size=self.batch_size)
+
 
 def main(devices: int, folder: Path) -> None:
     torch.manual_seed(0)
@@ -75,7 +79,7 @@ def main(devices: int, folder: Path) -> None:
     )
     trainer.fit(module, datamodule=Data(batch_size=16 // devices))
     states |= {f"after/{name}": value for name, value in module.state_dict().items()}
-    states["loss"] = trainer.callback_metrics["loss_epoch"]
+    states |= {name: trainer.callback_metrics[name] for name in ("loss_epoch", "val_loss")}
     torch.save(states, folder / f"{devices}.pt")
 
 
