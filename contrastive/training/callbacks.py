@@ -52,6 +52,7 @@ def describe_run(trainer: Trainer, module: Pretrain) -> str:
     rows = {
         "data": f"{source}, {samples:,} samples" if samples else f"{source}",
         **getattr(data, "notes", {}),
+        **module.describe(),
         "batch": (
             f"{together * accumulated:,} samples a step = {together // processes:,} x {processes} process"
             f"{'es' * (processes > 1)} x {accumulated} accumulated"

@@ -224,6 +224,10 @@ class Pretrain(LightningModule):
         """Encoders to export besides :attr:`encoder`, by the names of their folders."""
         return {}
 
+    def describe(self) -> dict[str, str]:
+        """Further lines of the run plan, by their headings."""
+        return {}
+
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the whole run.

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from contrastive.checks import check_whole, shown
+from contrastive.data.labels import is_whole
 from contrastive.encoders import ProjectionHead
 from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
@@ -38,7 +40,8 @@ class Separate(Pretrain):
         views: ``views(inputs, generator=...) -> list of V tensors``. ``None`` takes
             :class:`~contrastive.views.SimCLRViews`.
         optimizer: Optimiser, learning rate and schedule.
-        background: The label of background samples. All others are targets.
+        background: The class of background samples, by name. All others are targets. A number names the class that
+            is called by it, or where classes have other names, the one at that place of ``class_names``.
         cache_chunk_size: See :class:`Pretrain`.
         seed: Seed of the randomness in training steps.
 
@@ -66,7 +69,7 @@ class Separate(Pretrain):
         salient_projector: nn.Module | None = None,
         views: nn.Module | None = None,
         optimizer: OptimizerConfig = ADAMW,
-        background: int = 0,
+        background: int | str = 0,
         cache_chunk_size: int = 0,
         seed: int = 0,
     ) -> None:
@@ -76,10 +79,8 @@ class Separate(Pretrain):
             )
         common_width = feature_width("common_encoder of Separate", common_encoder)
         salient_width = feature_width("salient_encoder of Separate", salient_encoder)
-        if background < 0:
-            raise InvalidValue(
-                f"background of Separate is {background}; give the label of background samples."
-            )
+        if not isinstance(background, str):
+            background = check_whole("Separate", "background", background, least=0)
         super().__init__(
             salient_encoder,
             objective if objective is not None else SepCLR(),
@@ -95,6 +96,7 @@ class Separate(Pretrain):
             common_width,
         )
         self.background = background
+        self._background_label = background if isinstance(background, int) else None
         super()._record_arguments(
             optimizer=dataclasses.asdict(optimizer),
             background=background,
@@ -128,18 +130,46 @@ class Separate(Pretrain):
                 f"objective {type(self.objective).__name__} does not take two codes and is_target; give Separate one "
                 "that does, such as SepCLR, or train with Pretrain."
             )
-        classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
+        data = getattr(self.trainer, "datamodule", None)
+        classes = getattr(data, "num_classes", None)
         if classes is not None and classes < 2:
             raise InvalidValue(
                 f"Separate needs data with the labels of background and target samples, but these have {classes} "
                 "classes; use BlendedData, or a source with a class for each."
             )
-        if classes is not None and self.background >= classes:
-            raise InvalidValue(
-                f"background of Separate is {self.background}, but the labels of the data are 0 to {classes - 1}; give "
-                "the number of the class of background samples."
-            )
+        self._background_label = self._label(list(getattr(data, "class_names", [])), classes)
         super().setup(stage)
+
+    def _label(self, names: list[str], classes: int | None) -> int:
+        """The label of background samples among classes of these names."""
+        if str(self.background) in names and (isinstance(self.background, str) or all(map(is_whole, names))):
+            return names.index(str(self.background))
+        called_by_numbers = bool(names) and all(map(is_whole, names))
+        beyond = classes is not None and isinstance(self.background, int) and self.background >= classes
+        if isinstance(self.background, str) or called_by_numbers or beyond:
+            numbers = f" and have the labels 0 to {classes - 1}" if classes else ""
+            known = (
+                f"the classes are {shown(', '.join(names))}"
+                if names
+                else f"the data name no classes{numbers}"
+            )
+            raise InvalidValue(
+                f"background of Separate is {self.background!r}, but {known}; give the name of the class of background "
+                "samples."
+            )
+        return self.background
+
+    def describe(self) -> dict[str, str]:
+        """Which class is the background and which are targets, with their samples, for the run plan."""
+        data = getattr(self.trainer, "datamodule", None)
+        names, known = getattr(data, "class_names", []), getattr(data, "known", None)
+        if not names or known is None or known.train_labels is None:
+            return {}
+        counts = known.train_labels[data.rows[0]].bincount(minlength=len(names)).tolist()
+        said = [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True)]
+        background = said.pop(self._background_label or 0)
+        more = f" and {len(said) - 8} more" if len(said) > 8 else ""
+        return {"background": background, "targets": f"{', '.join(said[:8])}{more}"}
 
     def embed(self, views: list[Tensor]) -> list[Tensor]:
         """Embed V views in both spaces; return V common embeddings, then V salient ones."""
@@ -154,7 +184,7 @@ class Separate(Pretrain):
             )
         half = len(embeddings) // 2
         loss: Tensor = self.objective(
-            embeddings[:half], embeddings[half:], is_target=batch.labels != self.background
+            embeddings[:half], embeddings[half:], is_target=batch.labels != self._background_label
         )
         return loss
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from contrastive.cli import main
-from contrastive.data import Loader
+from contrastive.data import Loader, TensorData
 from contrastive.encoders import load_encoder
 from contrastive.objectives import InfoNCE, SepCLR, SupervisedSepCLR
 from contrastive.training import ExportEncoder, OptimizerConfig, Separate
@@ -139,7 +139,7 @@ def test_held_out_loss_is_logged(parts, trainer):
     [
         ({"salient_encoder": nn.Linear(2, 2)}, TypeError, "salient_encoder of Separate is a Linear"),
         ({"common_encoder": nn.Linear(2, 2)}, TypeError, "common_encoder of Separate is a Linear"),
-        ({"background": -1}, ValueError, "background of Separate is -1"),
+        ({"background": -1}, ValueError, "Separate: background is -1"),
     ],
 )
 def test_refuses_wrong_arguments(parts, wrong, error, message):
@@ -161,7 +161,7 @@ def test_refuses_one_encoder_for_both_spaces(parts):
             True,
             "SupervisedSepCLR requires attributes, but Separate can pass",
         ),
-        ({"background": 3}, True, "labels of the data are 0 to 2"),
+        ({"background": 3}, True, "have the labels 0 to 2"),
         ({"objective": InfoNCE()}, True, "InfoNCE does not take two codes"),
         ({}, False, "Separate needs data with the labels of background and target"),
     ],
@@ -193,3 +193,60 @@ def test_trains_from_the_command_line(tmp_path, monkeypatch, pytestconfig):
     )
     assert torch.equal(restored.eval()(images), codes[0])
     assert restored.objective.network.kind == "vL1Out"
+
+
+# ------------------------------------------------------------------ which class is the background
+
+
+def patients(names):
+    """Two features of 24 samples, whose classes have these names."""
+    return TensorData(
+        torch.randn(24, 6),
+        torch.arange(24) % len(names),
+        class_names=names,
+        batch_size=8,
+        validation_fraction=0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("background", "names", "label"),
+    [
+        ("control", ["case", "control"], 1),
+        ("case", ["case", "control"], 0),
+        (1, ["case", "control"], 1),
+        (205, ["101", "205"], 1),
+        ("205", ["101", "205"], 1),
+        (2, ["0", "1", "10", "2"], 3),  # folders called by numbers, which sort as texts
+    ],
+)
+def test_the_background_is_a_class_by_name(parts, trainer, capsys, background, names, label):
+    objective = Recording()
+    data = patients(names)
+    run = trainer(limit_val_batches=0)
+    run.fit(build(parts, objective=objective, background=background), datamodule=data)
+    first = next(iter(data.train_dataloader()))
+    assert len(objective.calls) == 3
+    told = torch.cat([is_target for *_, is_target in objective.calls])
+    assert int((~told).sum()) == int((data.known.train_labels == label).sum())
+    plan = capsys.readouterr().out
+    assert f"background     {names[label]} ({24 // len(names)})" in plan
+    assert (
+        f"targets        {', '.join(f'{n} ({24 // len(names)})' for n in names if n != names[label])}" in plan
+    )
+    assert first.labels.max() < len(names)
+
+
+@pytest.mark.parametrize(
+    ("background", "names"), [("ill", ["case", "control"]), (2, ["case", "control"]), (3, ["101", "205"])]
+)
+def test_a_background_that_is_no_class_is_refused(parts, trainer, background, names):
+    with pytest.raises(
+        ValueError, match=rf"background of Separate is {background!r}, but the classes.*{names[0]}"
+    ):
+        trainer().fit(build(parts, background=background), datamodule=patients(names))
+
+
+def test_a_name_needs_data_that_name_their_classes(parts, trainer):
+    with pytest.raises(ValueError, match="'control', but the data name no classes"):
+        trainer().fit(build(parts, background="control"), datamodule=parts.Vectors())
