@@ -218,7 +218,8 @@ GUIDE = {
     "... for few-shot classes": ("BECLR", "NNCLR"),
     "... and their labels": ("SupCon", "Hydra"),
     "pairs, as image and text": ("InfoNCE(negatives=cross)", "ISogCLR(negatives=cross)"),
-    "background and target samples": ("SepCLR", "SupervisedSepCLR"),
+    "background and target samples": ("SepCLR",),
+    "... and attributes, own loop": ("SupervisedSepCLR",),
     "labels, and a trained encoder": ("CoreTuning", "CrossEntropy"),
 }
 NOT_TO_CHOOSE = {"Objective", "Views", "Recipe", "Batch", "Loader", "DataReport"}

@@ -39,7 +39,7 @@ def knn_classify(
 
     Returns:
         The outcome; its scores are the votes of the classes, as fractions. Ties go to the smaller label. The
-        top-5 accuracy needs ``k`` of 5 at least.
+        top-5 accuracy needs ``k`` of 5 at least, and counts classes that got a vote.
 
     Raises:
         ValueError: k below 1, a temperature that is not positive, an unknown metric, or unlabelled features.
@@ -58,7 +58,7 @@ def knn_classify(
     votes = torch.zeros(len(test), len(classes), dtype=torch.float64, device=weights.device)
     votes.scatter_add_(1, train_classes.to(votes.device)[neighbours], weights)
     votes /= votes.sum(dim=1, keepdim=True)
-    return classify(votes, test_classes.to(votes.device), classes.to(votes.device), top5=k >= 5)
+    return classify(votes, test_classes.to(votes.device), classes.to(votes.device), top5=k >= 5, least=0.0)
 
 
 def nearest(

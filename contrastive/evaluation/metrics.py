@@ -32,7 +32,9 @@ class Classification:
         return self.metrics["accuracy"]
 
 
-def classify(scores: Tensor, targets: Tensor, classes: Tensor, *, top5: bool = True) -> Classification:
+def classify(
+    scores: Tensor, targets: Tensor, classes: Tensor, *, top5: bool = True, least: float = -torch.inf
+) -> Classification:
     """Judge class scores against the true classes.
 
     Args:
@@ -40,6 +42,7 @@ def classify(scores: Tensor, targets: Tensor, classes: Tensor, *, top5: bool = T
         targets: ``(N,)`` positions in ``classes``.
         classes: ``(C,)`` labels.
         top5: False where fewer than five classes can have a meaningful score.
+        least: a class whose score is not above it is not among the first five of a sample.
     """
     top = scores.argmax(dim=1)
     hits = top == targets
@@ -49,8 +52,9 @@ def classify(scores: Tensor, targets: Tensor, classes: Tensor, *, top5: bool = T
     recalls = correct[present].double() / counts[present]
     metrics = {"accuracy": float(hits.double().mean()), "balanced_accuracy": float(recalls.mean())}
     if top5 and len(classes) > 5:
-        top_five = scores.topk(5, dim=1).indices
-        metrics["top5_accuracy"] = float((top_five == targets[:, None]).any(dim=1).double().mean())
+        best, top_five = scores.topk(5, dim=1)
+        found = (top_five == targets[:, None]) & (best > least)
+        metrics["top5_accuracy"] = float(found.any(dim=1).double().mean())
     if len(classes) == 2 and bool(present.all()):
         from sklearn.metrics import average_precision_score, roc_auc_score
 

@@ -6,6 +6,7 @@ depends on all queries of the episode, and its numbers belong beside those of ot
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -199,7 +200,7 @@ def sinkhorn(
         cost: ``(E, N, Q)``, finite; epsilon, rho and the threshold are in its units.
         epsilon: weight of the entropy, above 0.
         marginal_relaxation: rho, above 0; None for row sums of exactly 1/N.
-        max_iterations: updates of both potentials at most.
+        max_iterations: updates of both potentials at most; a warning says for how many plans they did not do.
         threshold: see above.
 
     Returns:
@@ -233,6 +234,13 @@ def sinkhorn(
             if len(running) == 0:
                 break
     u[running], v[running] = part_u, part_v
+    if len(running):
+        warnings.warn(
+            f"sinkhorn: {len(running)} of {episodes} plans did not settle within {max_iterations} iterations at "
+            f"epsilon={epsilon}, so their rows may be far from what was asked; raise max_iterations or epsilon, or "
+            "give a larger threshold.",
+            stacklevel=2,
+        )
     return (logits + u[:, :, None] + v[:, None, :]).exp()
 
 

@@ -42,6 +42,8 @@ def retrieval_metrics(
         R-precision = matches in the first R / R        MAP@R = sum_{k <= R} P(k) rel(k) / R
         MAP = sum_k P(k) rel(k) / R                     MRR = 1 / rank of the first match
 
+    Of equally close samples those that do not match come first: features that are all the same find nothing.
+
     Args:
         reference: labelled features to search in.
         queries: labelled queries; None lets every row of ``reference`` query all others.
@@ -71,13 +73,17 @@ def retrieval_metrics(
     columns = min(columns, ranked)
     ranks = torch.arange(1, columns + 1, device=x.device)
     parts: list[Tensor] = []
-    for block in row_blocks(len(asked), 8 * len(x)):
+    for block in row_blocks(len(asked), 16 * len(x)):
         rows = asked[block]
         closeness = q[rows] @ x.T if metric == "cosine" else -torch.cdist(q[rows], x)
         if itself:
             closeness[torch.arange(len(rows)), rows] = -torch.inf  # sorts last, and is cut off
-        order = torch.sort(closeness, dim=1, descending=True, stable=True).indices[:, :columns]
-        relevant = labels[order] == query_labels[rows, None]
+        alike = labels == query_labels[rows, None]
+        last = torch.sort(alike.to(torch.uint8), dim=1, stable=True).indices  # matches behind all others
+        order = torch.sort(closeness.gather(1, last), dim=1, descending=True, stable=True).indices[
+            :, :columns
+        ]
+        relevant = alike.gather(1, last.gather(1, order))
         r = matches[rows, None]
         gained = relevant * relevant.cumsum(1).double() / ranks  # P(k) rel(k)
         within_r, within_depth = ranks <= r, ranks <= (depth or columns)

@@ -76,7 +76,9 @@ class CACR(Objective):
         momentum_keys: take the MoCo-v3 form.
         variant: ``"released"`` repeats what the published code does otherwise. The debiasing term has the
             opposite sign; with a queue, the first view's similarities to it serve every view, and ``weight_grad``
-            is ``"batch"``; with ``momentum_keys`` the Euclidean loss is a sum over the batch, halved.
+            is ``"batch"``; with ``momentum_keys`` the Euclidean loss is a sum over the batch, halved. Of several
+            processes it is the sum over the global batch, so that N processes are one, where the published code has
+            each process sum its own: there every process' share, and the step, is 1/N of that here.
 
     Raises:
         ValueError: for options out of range or that exclude each other.

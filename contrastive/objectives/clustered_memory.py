@@ -30,8 +30,8 @@ class ClusteredMemory(nn.Module):
     Args:
         size: M, rows of the memory.
         num_clusters: K, at most M.
-        metric: how rows and prototypes, both normalised, are compared for the assignment: Euclidean distance, or the
-            cosine of their angle.
+        metric: how rows and prototypes are compared for the assignment: ``"euclidean"`` distance or ``"cosine"``, both
+            of them normalised, or the ``"distance"`` of rows and prototypes as they are.
         epsilon: weight of the entropy in the assignment, see :func:`assignment_plan`.
         iterations: rounds of Sinkhorn's algorithm.
         momentum: share of the old prototypes that an update keeps, in [0, 1).
@@ -57,7 +57,7 @@ class ClusteredMemory(nn.Module):
         self,
         size: int,
         num_clusters: int,
-        metric: Literal["euclidean", "cosine"] = "euclidean",
+        metric: Literal["euclidean", "cosine", "distance"] = "euclidean",
         epsilon: float = 0.05,
         iterations: int = 10,
         momentum: float = 0.0,
@@ -66,7 +66,7 @@ class ClusteredMemory(nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        check_choice(name, "metric", metric, ("euclidean", "cosine"))
+        check_choice(name, "metric", metric, ("euclidean", "cosine", "distance"))
         check_choice(name, "variant", variant, ("corrected", "released"))
         if not 1 <= num_clusters <= size:
             raise InvalidValue(
@@ -140,7 +140,10 @@ class ClusteredMemory(nn.Module):
 
     def assign(self, batch: Tensor) -> Tensor:
         """Plan ``(R, K)`` that assigns rows ``(R, D)`` to clusters; a row's cluster is where it is largest."""
-        scores = F.normalize(batch) @ F.normalize(self.prototypes).T
+        if self.metric == "distance":
+            scores = -torch.cdist(batch, self.prototypes)
+        else:
+            scores = F.normalize(batch) @ F.normalize(self.prototypes).T
         if self.metric == "euclidean":
             scores = -(2 - 2 * scores).clamp(min=0).sqrt()
         epsilon = self.epsilon

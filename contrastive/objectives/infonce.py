@@ -27,7 +27,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from contrastive.checks import check_choice
+from contrastive.checks import check_choice, check_flag, check_number
 from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.inputs import (
@@ -83,6 +83,7 @@ def info_nce(
     check_temperature("info_nce", temperature)
     check_choice("info_nce", "negatives", negatives, ("all", "cross"))
     check_choice("info_nce", "decoupled", decoupled, (False, True, "weighted"))
+    check_number("info_nce", "sigma", sigma, "(0, inf)")
     rows = gather(scaled_rows(torch.stack(views, 1), temperature))
     if len(rows.all) < 2:
         if decoupled and len(rows.all) == 1:
@@ -177,7 +178,9 @@ class InfoNCE(Objective):
     """InfoNCE: each view's sample is told from the rest of the batch, or from a queue of earlier keys.
 
     The defaults are NT-Xent (SimCLR). ``negatives="cross"`` with ``learnable_temperature=True`` is CLIP's loss;
-    ``decoupled=True`` is DCL; ``queue_size=65536``, with a momentum encoder for the keys, is MoCo.
+    ``decoupled=True`` is DCL; ``queue_size=65536``, with a momentum encoder for the keys, is MoCo;
+    ``momentum_keys=True``, with one and ``Pretrain(symmetric=True)``, is MoCo v3 (arXiv 2104.02057), whose loss is
+    ``2t`` times as large.
 
     Args:
         temperature: ``t``, or its initial value if learnable.
@@ -188,6 +191,9 @@ class InfoNCE(Objective):
         temperature_max: upper bound of a learnable temperature (CLIP's 1).
         queue_size: if above 0, negatives are the last so many keys instead of the batch. Called with
             ``(queries, keys)``. The queue is part of the state and is the same on all processes.
+        sigma: width of DCLW's weights, above 0; read only by ``decoupled="weighted"``.
+        momentum_keys: called with ``(queries, keys)``, tell each query's key from the keys of the other samples, and
+            nothing else: neither from other queries, nor a key's query from other queries.
 
     Called with ``labels``, samples of equal labels are not each other's negatives: use it to mark known duplicates.
 
@@ -204,9 +210,19 @@ class InfoNCE(Objective):
         temperature_min: float = 0.01,
         temperature_max: float = 1.0,
         queue_size: int = 0,
+        sigma: float = 0.5,
+        momentum_keys: bool = False,
     ) -> None:
         super().__init__()
         check_temperature("InfoNCE", temperature)
+        self.sigma = check_number("InfoNCE", "sigma", sigma, "(0, inf)")
+        self.momentum_keys = check_flag("InfoNCE", "momentum_keys", momentum_keys)
+        if momentum_keys and (queue_size or negatives != "all" or decoupled):
+            raise InvalidValue(
+                f"InfoNCE: momentum_keys with queue_size={queue_size}, negatives={negatives!r}, "
+                f"decoupled={decoupled!r}; the keys of the batch are the candidates, so leave the others at their "
+                "defaults."
+            )
         check_choice("InfoNCE", "negatives", negatives, ("all", "cross"))
         check_choice("InfoNCE", "decoupled", decoupled, (False, True, "weighted"))
         if learnable_temperature and not 0 < temperature_min <= temperature <= temperature_max:
@@ -239,6 +255,8 @@ class InfoNCE(Objective):
         """Negatives that one anchor meets: the queue's, or those of one pair of views of the batch."""
         if self.queue is not None:
             return self.queue.size
+        if self.momentum_keys:
+            return batch_size - 1
         return (2 if self.negatives == "all" else 1) * (batch_size - 1)
 
     def forward(self, *views: Tensor, index: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
@@ -249,16 +267,37 @@ class InfoNCE(Objective):
         temperature = self.temperature
         if self.queue is not None:
             loss = self._contrast_with(self.queue, views, temperature, labels)
+        elif self.momentum_keys:
+            loss = self._contrast_keys(views, temperature, labels)
         else:
             loss = info_nce(
                 *views,
                 temperature=temperature,
                 negatives=self.negatives,
                 decoupled=self.decoupled,
+                sigma=self.sigma,
                 ids=labels,
             )
         self.log(temperature=temperature)
         return loss
+
+    def _contrast_keys(
+        self, views: tuple[Tensor, ...], temperature: float | Tensor, labels: Tensor | None
+    ) -> Tensor:
+        check_views("InfoNCE", views, minimum=2)
+        if len(views) != 2:
+            raise InvalidValue(
+                f"InfoNCE: got {len(views)} views with momentum_keys; call it with two: (queries, keys)."
+            )
+        queries, keys = (scaled_rows(view, temperature) for view in views)
+        rows, positives = gather(keys), (queries * keys).sum(-1)
+        if len(rows.all) < 2:
+            return zero_loss(
+                "InfoNCE", "the global batch has fewer than two samples, so there are no negatives", views
+            )
+        ids = sample_ids("InfoNCE", labels, rows)  # a sample's own key comes back as the positive
+        negatives = logsumexp_cross(queries, rows.all, ids.local, ids.all)
+        return global_mean(torch.logaddexp(negatives, positives) - positives)
 
     def _contrast_with(
         self, queue: KeyQueue, views: tuple[Tensor, ...], temperature: float | Tensor, labels: Tensor | None

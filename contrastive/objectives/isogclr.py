@@ -31,7 +31,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from contrastive.checks import check_choice
+from contrastive.checks import check_choice, check_number
 from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.global_contrast import (
@@ -62,7 +62,7 @@ class SogCLR(Objective):
         gamma_schedule: ``"constant"``, or ``"cosine"`` from 1 in epoch 0 to ``gamma``, which needs :meth:`set_epoch`.
         gamma_decay_epochs: epochs of that cosine; by default half of the run.
         negatives: ``"all"``: two views, negatives from both; ``"cross"``: two modalities, each the other's negatives.
-        variant: ``"corrected"``, or as published in ``"libauc"``.
+        variant: ``"corrected"``; or as published: by the authors of iSogCLR (``"released"``), in ``"libauc"``.
         num_samples: size of the data set; by default :meth:`setup` tells.
         num_second_samples: number of ids of the second modality; by default as many. Read by ``"cross"``.
         allow_duplicates: average over an index that a batch has twice; False raises an error.
@@ -73,7 +73,7 @@ class SogCLR(Objective):
     """
 
     requires = ("index",)
-    _variants: tuple[str, ...] = ("corrected", "libauc")
+    _variants: tuple[str, ...] = ("corrected", "released", "libauc")
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class SogCLR(Objective):
         gamma_schedule: Literal["constant", "cosine"] = "constant",
         gamma_decay_epochs: int | None = None,
         negatives: Negatives = "all",
-        variant: Literal["corrected", "libauc"] = "corrected",
+        variant: Literal["corrected", "released", "libauc"] = "corrected",
         num_samples: int | None = None,
         num_second_samples: int | None = None,
         allow_duplicates: bool = True,
@@ -293,6 +293,7 @@ class ISogCLR(SogCLR):
             the factor 0.8 an epoch. All but the first need :meth:`set_epoch`.
         eta_min: see there.
         beta: weight of the present gradient in a temperature's momentum. Not read in ``variant="fastclip"``.
+        betas: Adam's shares of the old mean and square, each in [0, 1); read in ``variant="fastclip"`` alone.
         variant: ``"corrected"``; or as published: by the authors (``"released"``), in ``"libauc"``, in ``"fastclip"``
             (of two modalities only).
         **options: those of :class:`SogCLR`.
@@ -315,6 +316,7 @@ class ISogCLR(SogCLR):
         beta: float | None = None,
         negatives: Negatives = "all",
         variant: Literal["corrected", "released", "libauc", "fastclip"] = "corrected",
+        betas: tuple[float, float] = (0.9, 0.999),
         **options: Any,
     ) -> None:
         name = type(self).__name__
@@ -337,6 +339,10 @@ class ISogCLR(SogCLR):
         check_choice(name, "eta_schedule", eta_schedule, ("constant", "cosine", "exponential"))
         self.temperature_min, self.temperature_max = lowest, temperature_max
         self.rho, self.eta, self.eta_schedule, self.eta_min, self.beta = rho, eta, eta_schedule, eta_min, beta
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise InvalidValue(f"{name}: betas is {betas!r}; give two numbers, as (0.9, 0.999).")
+        first, second = (check_number(name, "betas", share, "[0, 1)") for share in betas)
+        self.betas = first, second
         self._first_exponent = 1 if variant == "released" else 0
         self._warned = False
 
@@ -367,9 +373,9 @@ class ISogCLR(SogCLR):
         return {"temperature": self._bounded_step(old, self._present_eta() * momentum), "momentum": momentum}
 
     def _learn_by_adam(self, old: dict[str, Tensor], gradient: Tensor) -> dict[str, Tensor]:
-        """Adam with its usual constants, without memory in epoch 0, and bias corrected by epochs, not steps."""
+        """Adam without memory in epoch 0, its bias corrected by epochs, not steps."""
         epoch = self._epochs()[0]
-        b1, b2 = (0.9, 0.999) if epoch else (0.0, 0.0)
+        b1, b2 = self.betas if epoch else (0.0, 0.0)
         momentum = b1 * old["momentum"] + (1 - b1) * gradient
         square = b2 * old["square"] + (1 - b2) * gradient**2
         root = (square / (1 - b2 ** (epoch + 1))).sqrt() + 1e-8

@@ -244,6 +244,8 @@ class SupervisedSepCLR(Objective):
     where ``W_k = exp(-(Y_ik - Y_jk)^2 / 2 t_k)`` and ``t_k = attribute_temperature`` for continuous attributes, and for
     discrete ones ``W_k`` is 1 or 0 and ``t_k = temperature``. Attributes are compared in the units given.
 
+    For a loop of your own: :class:`~contrastive.training.Separate` has no attributes to pass.
+
     Args:
         temperature: ``t`` of the kernels.
         attribute_temperature: ``t_k`` of continuous attributes.

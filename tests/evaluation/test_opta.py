@@ -151,6 +151,7 @@ def test_features_of_another_scale_and_offset_give_the_same_scores():
     )
 
 
+@pytest.mark.filterwarnings("ignore:sinkhorn")  # the threshold is that of rounding
 @pytest.mark.parametrize("relaxation", [None, 0.02, 0.5])
 def test_plans_are_those_of_a_dense_implementation(relaxation):
     cost = torch.rand(3, 4, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -163,6 +164,7 @@ def test_plans_are_those_of_a_dense_implementation(relaxation):
         torch.testing.assert_close(plans.sum(2), torch.full((3, 4), 1 / 4).double(), atol=1e-7, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:sinkhorn")
 @pytest.mark.parametrize("relaxation", [None, 0.02, 0.5])
 def test_plans_are_those_of_pot(relaxation):
     with warnings.catch_warnings():
@@ -185,6 +187,7 @@ def test_plans_are_those_of_pot(relaxation):
     torch.testing.assert_close(mine, torch.from_numpy(expected), atol=1e-7, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:sinkhorn")
 def test_relaxation_goes_from_softmax_to_equal_classes():
     cost = torch.rand(2, 4, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     softmax = (-cost / 0.05).softmax(1) / 9
@@ -269,6 +272,16 @@ def test_distances_of_equal_long_rows_are_not_negative():
     assert (_squared_distances(rows, rows) >= 0).all()
 
 
+def test_plans_that_did_not_settle_are_told():
+    cost = torch.rand(3, 5, 20, generator=torch.Generator().manual_seed(0))
+    cost[0] = 0.0  # settles at once
+    with pytest.warns(
+        UserWarning, match=r"sinkhorn: 2 of 3 plans .* within 2 iterations .* raise max_iterations"
+    ):
+        plans = sinkhorn(cost, epsilon=0.005, max_iterations=2)
+    assert (plans.sum(2) - 0.2).abs().amax(1)[1:].min() > 0.04
+
+
 def test_settings_are_used():
     support, query, _ = draw(2, 2)
     support, query = standardize_samples(support), standardize_samples(query)
@@ -277,7 +290,8 @@ def test_settings_are_used():
     whole, _ = OpTA(mix=1).transport(support, query)
     torch.testing.assert_close(OpTA(mix=0.25).transport(support, query)[0], 0.25 * whole + 0.75 * means)
     assert not torch.allclose(OpTA(passes=2, mix=1).transport(support, query)[0], whole, atol=1e-3)
-    short = OpTA(max_iterations=1).transport(support, query)[1]
+    with pytest.warns(UserWarning, match="2 of 2 plans did not settle within 1 iterations at epsilon=0.05"):
+        short = OpTA(max_iterations=1).transport(support, query)[1]
     assert not torch.allclose(short.sum(2), torch.full((2, 5), 0.2), atol=1e-3)
 
 

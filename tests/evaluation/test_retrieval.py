@@ -52,6 +52,20 @@ def test_blocks_do_not_change_the_value(case, monkeypatch):
     assert retrieval_metrics(bank, queries).metrics == pytest.approx(whole.metrics, abs=1e-12)
 
 
+@pytest.mark.parametrize("matches", ["first", "last"])
+def test_equally_close_samples_are_ranked_with_the_matches_last(matches):
+    """A collapsed encoder finds nothing, in whatever order the reference stands."""
+    labels = torch.tensor([0] * 4 + [1] * 16)
+    bank = Features(torch.ones(20, 3), labels if matches == "first" else labels.flip(0))
+    queries = Features(torch.ones(5, 3), torch.zeros(5, dtype=torch.int64))
+    metrics = retrieval_metrics(bank, queries).metrics
+    assert metrics["mrr"] == pytest.approx(1 / 17)
+    assert metrics["map"] == pytest.approx(sum(found / (16 + found) for found in (1, 2, 3, 4)) / 4)
+    assert metrics["precision_at_1"] == metrics["r_precision"] == metrics["map_at_r"] == 0
+    for metric in ("cosine", "euclidean"):
+        assert retrieval_metrics(bank, metric=metric).metrics["precision_at_1"] == 0
+
+
 def test_by_hand():
     """One query at 0 among points at 1 (b), 2 (a), 3 (b), 4 (a): matches stand at ranks 2 and 4."""
     bank = Features(torch.tensor([[1.0], [2], [3], [4]]), torch.tensor([1, 0, 1, 0]))

@@ -295,6 +295,20 @@ def test_memory_is_that_of_loops_over_samples():
     assert fallbacks  # control: some cluster had fewer than k rows
 
 
+def test_rows_can_be_assigned_by_their_distance_as_they_are():
+    """A long row is near a long prototype, though its direction is nearer to another's."""
+    memory = ClusteredMemory(4, 2, "distance")
+    memory.setup(2)
+    memory.prototypes = torch.tensor([[1.0, 0.0], [0.0, 9.0]])
+    batch = torch.tensor([[0.4, 0.6], [5.0, 4.0]])
+    assert torch.equal(
+        memory.assign(batch), assignment_plan(-torch.cdist(batch, memory.prototypes), 0.05, 10)
+    )
+    assert memory.assign(batch).argmax(1).tolist() == [0, 1]
+    memory.metric = "euclidean"
+    assert memory.assign(batch).argmax(1).tolist() == [1, 0]
+
+
 # ---------------------------------------------------------------- clusters
 
 

@@ -77,6 +77,8 @@ def test_official_queue(reference, matches, name, options):
         matches(meta, loss, (queries,), losses.sum(), (gradient,))
         value = objective(*queries, keys=tuple(keys))
         torch.testing.assert_close(value, losses.sum(), rtol=1e-8, atol=1e-10)
+        terms = torch.stack([objective.stats["attraction"], objective.stats["repulsion"]])
+        torch.testing.assert_close(terms, losses, rtol=1e-8, atol=1e-10)
         torch.testing.assert_close(objective.queue.rows, data["state_queue"][step], rtol=1e-8, atol=1e-10)
 
 
@@ -348,11 +350,14 @@ def test_a_positive_temperature_pulls_the_farthest_and_a_negative_one_pushes_the
 def test_weights_are_as_published(reference):
     """With fixed weights, the gradient of a distance is its weight."""
     data, meta = reference("cacr-euclid-k4")
-    rows = F.normalize(data["in_z"], dim=-1)
-    temperature = meta["hyperparameters"]["tau_neg"]
-    scale = rows[-2, :, None] - rows[-1]
-    distances = scale.square().sum(-1)[~torch.eye(12, dtype=torch.bool)].view(12, 11)
-    torch.testing.assert_close((-temperature * distances).softmax(1), data["out_weights_neg_last"])
+    z = data["in_z"][-2:].clone().requires_grad_()
+    options = official_options(meta) | {"attraction_weight": 0.0, "weight_grad": "none"}
+    (gradient,) = torch.autograd.grad(cacr(*z, **options), z)
+    rows = F.normalize(z, dim=-1)
+    distances = (rows[0, :, None] - rows[1]).square().sum(-1)[~torch.eye(12, dtype=torch.bool)].view(12, 11)
+    repulsion = -(data["out_weights_neg_last"] * distances).sum(1).mean()
+    (expected,) = torch.autograd.grad(options["repulsion_weight"] * repulsion, z)
+    torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-12)
 
 
 def test_one_positive_leaves_the_positive_temperature_without_effect():

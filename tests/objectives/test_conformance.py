@@ -49,6 +49,14 @@ def naive_cross(*views: Tensor, labels: Tensor | None, t: float = 0.07) -> Tenso
     return total / count
 
 
+def naive_keys(queries: Tensor, keys: Tensor, labels: Tensor | None, t: float = 0.1) -> Tensor:
+    q, k = unit(queries), unit(keys)
+    losses = []
+    for i in range(len(q)):
+        losses.append((k @ q[i] / t).logsumexp(0) - q[i] @ k[i] / t)
+    return torch.stack(losses).mean()
+
+
 def naive_queue(
     queries: Tensor, keys: Tensor, labels: Tensor | None, t: float = 0.2, size: int = 16
 ) -> Tensor:
@@ -125,6 +133,7 @@ CASES = [
         partial(naive_cross, t=CLIP_TEMPERATURE),
         positions=False,
     ),
+    ObjectiveCase("InfoNCE-keys", partial(InfoNCE, momentum_keys=True), naive_keys),
     ObjectiveCase("InfoNCE-queue", partial(InfoNCE, 0.2, queue_size=16), naive_queue, gathers=False),
     ObjectiveCase("SupCon", SupCon, naive_sup_con, labels=True),
     ObjectiveCase("SupCon-1-view", SupCon, naive_sup_con, num_views=1, labels=True),

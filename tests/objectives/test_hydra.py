@@ -126,12 +126,20 @@ def test_official_classes(reference):
         data, _ = reference(f"hydra-{name}")
         objective = Hydra(len(data["param_label_embedding.weight"]), 12, **SMALL, **options).double()
         objective.gates = generator(data)
-        views = [data[key] for key in ("z1", "z2") if key in data]
+        views = [data[key].clone().requires_grad_() for key in ("z1", "z2") if key in data]
         if objective.log_scale is not None:
             assert float(objective.log_scale.detach()) == pytest.approx(float(data["scale_logit"]), rel=1e-6)
             objective.log_scale.data = data["scale_logit"][0]
         loss = objective(*views, labels=data["y"], partners=data["posy"])
+        loss.backward()
         torch.testing.assert_close(loss, data["loss"], rtol=1e-10, atol=0)
+        for number, view in enumerate(views, 1):
+            assert_near(view.grad, data[f"grad_z{number}"])
+        if objective.log_scale is not None:
+            assert_near(objective.log_scale.grad, data["grad_scale_logit"][0])
+        assert_gradients(objective.gates, data)
+        if objective.variant == "corrected":  # the other computes a penalty too, which moves them once more
+            assert_buffers(objective.gates, data)
 
 
 def moco(data, **options):

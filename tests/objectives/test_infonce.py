@@ -124,6 +124,37 @@ def test_learnable_temperature_stays_within_its_bounds():
     assert objective.log_scale.grad.abs() > 0
 
 
+def test_momentum_keys_are_told_from_those_of_other_samples():
+    """The contrast of MoCo v3: cross-entropy of each query's key among all keys, in one direction."""
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = torch.randn(2, 6, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    objective = InfoNCE(temperature=0.2, momentum_keys=True)
+    loss = objective(queries, keys)
+    unit = [torch.nn.functional.normalize(z, dim=1) for z in (queries, keys)]
+    expected = torch.nn.functional.cross_entropy(unit[0] @ unit[1].T / 0.2, torch.arange(6))
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    inputs = [queries, keys]
+    torch.testing.assert_close(torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs))
+    labels = torch.tensor([0, 1, 2, 3, 4, 0])  # samples 0 and 5 are duplicates
+    logits = unit[0] @ unit[1].T / 0.2
+    logits[0, 5] = logits[5, 0] = -torch.inf
+    expected = torch.nn.functional.cross_entropy(logits, torch.arange(6))
+    torch.testing.assert_close(objective(queries, keys, labels=labels), expected, rtol=1e-12, atol=0)
+    assert objective.negatives_per_anchor(6, 2) == 5
+    with pytest.raises(ValueError, match="got 3 views with momentum_keys"):
+        objective(queries, keys, keys)
+    with pytest.warns(UserWarning, match="no negatives"):
+        assert objective(queries[:1], keys[:1]).item() == 0
+
+
+def test_the_width_of_weighted_positives_is_that_of_the_function():
+    views = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0))
+    for sigma in (0.2, 0.9):
+        expected = info_nce(*views, decoupled="weighted", sigma=sigma)
+        assert torch.equal(InfoNCE(decoupled="weighted", sigma=sigma)(*views), expected)
+    assert expected != InfoNCE(decoupled="weighted")(*views)
+
+
 def test_queue_wraps_without_dropping_keys_and_rests_in_evaluation():
     objective = InfoNCE(queue_size=5)
     keys = [torch.nn.functional.normalize(torch.randn(3, 4), dim=1) for _ in range(3)]
@@ -183,6 +214,8 @@ def test_bad_input_is_named(views, options, message):
         ({"temperature": -1}, "InfoNCE: temperature is -1"),
         ({"learnable_temperature": True, "temperature": 2.0}, "lies outside"),
         ({"queue_size": 8, "decoupled": True}, "replaces the negatives of the batch"),
+        ({"queue_size": 8, "momentum_keys": True}, "the keys of the batch are the candidates"),
+        ({"decoupled": "weighted", "sigma": 0}, "InfoNCE: sigma is 0; give a number above 0"),
         ({"negatives": "self"}, "give one of 'all', 'cross'"),
     ],
 )

@@ -130,6 +130,55 @@ def test_official_steps(reference, name, bits):
             check(objective.stats["temperature_gradient"], data["out_mean_grad_tau"][step])
 
 
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.8, 0.98), [0.0, 0.5]])
+def test_adam_of_temperatures_has_the_shares_that_are_asked_for(betas):
+    """Two steps of Adam, in epochs 1 and 2, from the divergences that the objective itself tells."""
+    objective = ISogCLR(negatives="cross", variant="fastclip", num_samples=4, betas=betas, rho=0.5).double()
+    generator = torch.Generator().manual_seed(0)
+    temperature, mean, square = 0.01, 0.0, 0.0
+    (b1, b2), seen = betas, []
+    learn = objective._learn
+    objective._learn = lambda old, divergence: (seen.append(divergence), learn(old, divergence))[1]
+    for epoch in (1, 2):
+        objective.set_epoch(epoch, 3)
+        views = torch.randn(2, 4, 6, generator=generator, dtype=torch.float64)
+        objective(*views, index=torch.arange(4))
+        gradient = (0.5 - seen[-2]).clamp(-5, 5)  # of the first modality
+        mean = b1 * mean + (1 - b1) * gradient
+        square = b2 * square + (1 - b2) * gradient**2
+        root = (square / (1 - b2 ** (epoch + 1))).sqrt() + 1e-8
+        temperature = (temperature - 0.03 * mean / (1 - b1 ** (epoch + 1)) / root).clamp(0.005, 1.0)
+        torch.testing.assert_close(
+            objective.state_table()["temperature"], temperature, check_dtype=False, rtol=1e-6, atol=0
+        )
+
+
+@pytest.mark.parametrize("betas", [(0.9,), 0.9, (0.9, 1.0), (float("nan"), 0.9)])
+def test_shares_outside_their_range_are_refused(betas):
+    with pytest.raises(ValueError, match="ISogCLR: betas is"):
+        ISogCLR(negatives="cross", variant="fastclip", betas=betas)
+
+
+@pytest.mark.filterwarnings("ignore:.*rho is")
+@pytest.mark.parametrize("negatives", ["all", "cross"])
+def test_sogclr_as_released_is_isogclr_with_pinned_temperatures(negatives):
+    options = {"negatives": negatives, "variant": "released", "num_samples": 6, "gamma": 0.7}
+    plain = SogCLR(0.2, **options).double()
+    pinned = ISogCLR(0.2, 0.2, 0.2, **options).double()
+    generator = torch.Generator().manual_seed(0)
+    for number in range(3):
+        views = [x.requires_grad_() for x in torch.randn(2, 4, 5, generator=generator, dtype=torch.float64)]
+        index = (torch.arange(4) + number) % 6
+        losses = [objective(*views, index=index) for objective in (plain, pinned)]
+        torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            *(torch.autograd.grad(loss, views) for loss in losses), rtol=1e-12, atol=1e-14
+        )
+        expected = pinned.state_table()
+        for name, column in plain.state_table().items():
+            torch.testing.assert_close(column, expected[name], rtol=1e-12, atol=0)
+
+
 # ---------------------------------------------------------------- a twin in loops, and the conformance suite
 
 

@@ -786,7 +786,7 @@ def test_texts_and_attributes_tell_the_cluster():
     "wrong", [{"users": 0}, {"clusters": 1}, {"items": 31}, {"mean_length": 4}, {"follow": 1.1}]
 )
 def test_refuses_to_invent(wrong):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))}={next(iter(wrong.values()))}"):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is {next(iter(wrong.values()))}"):
         SequenceData.generate(**wrong)
 
 
