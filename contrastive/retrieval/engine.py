@@ -4,6 +4,7 @@ Everything here speaks of slots (row numbers) and of float32 rows that were chec
 the inner product, or minus the Euclidean distance; larger is closer.
 """
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -207,6 +208,7 @@ class Approximate:
                 "factory='Flat' searches exactly by PyTorch."
             )
         self.factory, self.euclidean, self._faiss = factory, euclidean, library
+        self._mapping = threading.Lock()
         if index is None:
             metric = library.METRIC_L2 if euclidean else library.METRIC_INNER_PRODUCT
             try:
@@ -292,7 +294,8 @@ class Approximate:
     def reconstruct(self, slots: Array) -> Array:
         """Rows ``(n, D)`` as the index holds them, which codes do only roughly."""
         if self._inverted is not None:
-            self._inverted.set_direct_map_type(self._faiss.DirectMap.Hashtable)
+            with self._mapping:  # several threads may read at a time
+                self._inverted.set_direct_map_type(self._faiss.DirectMap.Hashtable)
         return cast(Array, self.index.reconstruct_batch(slots))
 
     @property
@@ -315,6 +318,20 @@ class Approximate:
         if self._inverted is not None:
             return [2**i for i in range(self._inverted.nlist.bit_length())]
         return [16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024] if self.is_graph else [0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {"factory": self.factory, "euclidean": self.euclidean, "effort": self.effort}
+        return state | {"index": self._faiss.serialize_index(self.index)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        library = faiss()
+        if library is None:
+            raise ExtraMissing(
+                f"an index of factory={state['factory']!r} needs FAISS: pip install faiss-cpu."
+            )
+        index = library.deserialize_index(state["index"])
+        Approximate.__init__(self, state["factory"], int(index.d), state["euclidean"], index)
+        self.effort = state["effort"]
 
     def owned(self) -> "Approximate":
         """The same index in memory of its own, for one that was mapped and is to change."""

@@ -15,7 +15,9 @@ _FEW = 50_000  # recent integer ids that are kept beside the sorted ones until t
 
 
 class IdTable:
-    """Which id stands in which slot. Slots count up from 0; one that was removed stays empty until :meth:`keep`.
+    """Which id stands in which slot.
+
+    Slots count up from 0. One that was removed stays empty; :meth:`kept` makes a table without it.
 
     Integers are found by bisection in a sorted copy (16 bytes an id), strings in a dictionary. Where every id is the
     number of its slot, as where nobody gave any, there is nothing to look up.
@@ -128,6 +130,8 @@ class IdTable:
 
     def truncate(self, size: int) -> None:
         """Give reserved slots from ``size`` on back."""
+        if not size:
+            self._fill(np.empty(0, np.int64), None)  # of no kind, as before the first ids
         self._size = size
 
     def remove(self, slots: Array) -> None:
@@ -138,9 +142,9 @@ class IdTable:
         self._alive[slots] = False
         self.num_alive -= len(slots)
 
-    def keep(self, slots: Array) -> None:
-        """Keep only these slots, in this order; the others and their numbers are gone."""
-        self._fill(self._values[slots], self._alive[slots])
+    def kept(self, slots: Array) -> "IdTable":
+        """A table of these slots alone, in this order, which are its slots 0, 1, ..."""
+        return IdTable(self._values[slots], self._alive[slots])
 
     def _index(self) -> dict[Any, int]:
         if self._recent is None:

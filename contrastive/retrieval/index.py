@@ -1,5 +1,6 @@
 """A searchable set of vectors under the callers' own ids: built, changed, tuned, saved and merged."""
 
+import copy
 import os
 import tempfile
 from collections.abc import Sequence
@@ -16,12 +17,14 @@ from contrastive.retrieval.engine import choose_factory
 from contrastive.retrieval.folder import check_files, read_manifest, write_folder
 from contrastive.retrieval.ids import Array, Ids, IdTable
 from contrastive.retrieval.metadata import Columns, Filter, Metadata
-from contrastive.retrieval.neighbours import BLOCK, Neighbours
+from contrastive.retrieval.neighbours import BLOCK, PASSED_OVER, Neighbours
+from contrastive.retrieval.threads import ReadersWriter, changes, reads
 from contrastive.retrieval.vectors import METRICS, Metric, Vectors, as_rows
 
 KIND, VERSION = "contrastive index", 1
 Folder = str | os.PathLike[str]
 
+_SMALL = 1 << 20  # numbers in the vectors of an exact index that are copied in about a millisecond
 _FEW = 20_000  # vectors that pass a filter and are then all compared, which takes milliseconds
 
 
@@ -31,6 +34,12 @@ class Index:
     Made by :meth:`build`, :meth:`from_embeddings`, :meth:`load` or :meth:`merge`. Vectors of ``metric="cosine"`` are
     brought to unit length, those of queries too. Scores are cosines, inner products (``"dot"``) or minus Euclidean
     distances: larger is closer. Everything that is refused is refused before anything has changed.
+
+    Any number of threads may use one index at a time. Those that search, look up or save do so beside each other; one
+    that changes it (:meth:`add`, :meth:`remove`, :meth:`update`, :meth:`compact`, :meth:`tune`) waits until they have
+    ended and works alone, so each search sees all of a change or nothing of it. Several calls are several steps,
+    between which others may change it. An index can be copied and pickled; one that is mapped, or keeps vectors in a
+    file, is then in memory.
 
     Args:
         dim: width of the vectors.
@@ -58,6 +67,7 @@ class Index:
             raise InvalidValue(f"Index: metric is {metric!r}; choose one of {', '.join(METRICS)}.")
         if dim < 1:
             raise InvalidValue(f"Index: dim is {dim}; give the width of the vectors.")
+        self._lock = ReadersWriter()
         self.fingerprint = fingerprint
         self.tuned: dict[str, Any] | None = None
         """What :meth:`tune` found: effort, re-ranking, recall and speed."""
@@ -174,20 +184,24 @@ class Index:
 
     # ------------------------------------------------------------------ what is in it
 
+    @reads
     def __len__(self) -> int:
         """Number of vectors."""
         return self._ids.num_alive
 
+    @reads
     def __contains__(self, item: int | str) -> bool:
         """Whether there is a vector of this id."""
         return bool(self._ids.find(self._ids.check([item], "in"))[0] >= 0)  # type: ignore[arg-type]
 
     @property
+    @reads
     def ids(self) -> Array:
         """All ids ``(N,)``: ``int64``, or an object array of ``str``."""
         return self._ids.values[self._ids.alive]
 
     @property
+    @reads
     def metadata(self) -> pa.Table | None:
         """The columns, a row for each of :attr:`ids` in the same order; None if there are none."""
         table = self._metadata.table
@@ -195,6 +209,7 @@ class Index:
             table if table is None or len(self) == len(self._ids) else table.filter(pa.array(self._ids.alive))
         )
 
+    @reads
     def columns(self, ids: Ids) -> pa.Table | None:
         """The columns of these ids, a row each; None if there are no columns.
 
@@ -205,6 +220,7 @@ class Index:
         return None if self._metadata.table is None else self._metadata.table.take(pa.array(slots))
 
     @property
+    @reads
     def manifest(self) -> dict[str, Any]:
         """What describes the index; stands in ``manifest.json`` of a saved one."""
         return {
@@ -241,6 +257,7 @@ class Index:
         """Whether every vector is compared, so that neighbours are right for certain."""
         return self._neighbours.approximate is None
 
+    @reads
     def reconstruct(self, ids: Ids) -> Array:
         """Vectors ``(n, D)`` of these ids, of unit length for ``"cosine"``.
 
@@ -253,6 +270,7 @@ class Index:
 
     # ------------------------------------------------------------------ changing it
 
+    @changes
     def add(self, vectors: Vectors, ids: Ids | None = None, metadata: Columns = None) -> None:
         """Add vectors.
 
@@ -273,6 +291,7 @@ class Index:
             )
         self._append(rows, *prepared)
 
+    @changes
     def remove(self, ids: Ids) -> None:
         """Remove vectors.
 
@@ -280,7 +299,9 @@ class Index:
             KeyError: an id is not here; then nothing is removed.
         """
         self._ids.remove(self._slots(ids, "remove"))
+        self._close_holes()
 
+    @changes
     def update(self, vectors: Vectors, ids: Ids, metadata: Columns = None) -> None:
         """Give new vectors, and new values in the columns, to ids that are here.
 
@@ -297,19 +318,31 @@ class Index:
             table = self._metadata.table.take(pa.array(slots))
         table = self._metadata.check(table, len(rows), False, "update")
         self._append(rows, self._ids.check(ids, "update"), table, replaced=slots)
+        self._close_holes()
 
+    @changes
     def compact(self) -> None:
         """Give back the room of removed vectors; an approximate index is built anew for that.
 
         Raises:
             ValueError: the vectors themselves are not kept.
         """
+        if len(self) == len(self._ids):
+            return
+        self._require_vectors("compact")
         alive = np.flatnonzero(self._ids.alive)
-        if len(alive) < len(self._ids):
-            self._require_vectors("compact")
-            self._neighbours.keep(alive)
-            self._ids.keep(alive)
-            self._metadata.keep(alive)
+        ids, metadata = self._ids.kept(alive), self._metadata.kept(alive)
+        self._neighbours.keep(alive)  # all that can fail comes before: the three change together
+        self._ids, self._metadata = ids, metadata
+
+    def _close_holes(self) -> None:
+        """Compact an exact index that holds many removed vectors, or is so small that this costs next to nothing.
+
+        A few may stay: a search passes them over. So each of many single removals is cheap, and no search pays.
+        """
+        holes = len(self._ids) - len(self)
+        if self.exact and holes and (holes > PASSED_OVER or len(self._ids) * self.dim <= _SMALL):
+            self.compact()
 
     def _check_new(
         self, rows: Array, ids: Ids | None, metadata: Columns, call: str
@@ -349,6 +382,7 @@ class Index:
 
     # ------------------------------------------------------------------ searching
 
+    @reads
     def search(self, queries: Vectors, k: int = 10, filter: Filter = None) -> tuple[Array, Array]:
         """The ``k`` closest vectors of each query.
 
@@ -373,6 +407,7 @@ class Index:
         scores, slots = (self._neighbours.exact if few else self._neighbours.search)(rows, k, mask)
         return scores, self._ids.named(slots)
 
+    @reads
     def range_search(
         self, queries: Vectors, score: float, filter: Filter = None
     ) -> tuple[list[Array], list[Array]]:
@@ -392,6 +427,7 @@ class Index:
         scores, slots = self._neighbours.range_search(rows, score, self._mask(filter, "range_search"))
         return scores, [self._ids.named(found) for found in slots]
 
+    @changes
     def tune(
         self,
         recall: float = 0.95,
@@ -440,8 +476,6 @@ class Index:
 
     def _mask(self, filter: Filter, call: str) -> Array | None:
         """Slots that may be found; None for all."""
-        if self.exact and self._ids.num_alive < len(self._ids):
-            self.compact()  # exact search is fastest without holes
         if filter:
             return self._metadata.mask(filter, call) & self._ids.alive
         return None if self._ids.num_alive == len(self._ids) else self._ids.alive
@@ -475,8 +509,12 @@ class Index:
         """
         path = Path(folder)
         if self.exact:
-            self.compact()
+            self.compact()  # so that what was removed is not in the files
+        with self._lock.reading:
+            self._write(path)
+        return path
 
+    def _write(self, path: Path) -> None:
         def write(files: Path) -> None:
             self._neighbours.write(files)
             ids = pa.array(self._ids.values, pa.string() if self._ids.strings else pa.int64())
@@ -487,7 +525,6 @@ class Index:
             pq.write_table(table, files / "items.parquet")
 
         write_folder(path, KIND, VERSION, self.manifest, write)
-        return path
 
     @classmethod
     def load(
@@ -560,17 +597,33 @@ class Index:
             merged = cls.load(first.save(Path(folder) / "first"), check=False)
             merged._neighbours.detach()
         for other in opened[1:]:
-            other._require_vectors("merge")
-            alive = np.flatnonzero(other._ids.alive)
-            table = other._metadata.table
-            for start in range(0, len(alive), BLOCK):
-                slots = alive[start : start + BLOCK]
-                part = None if table is None else table.take(pa.array(slots))
-                rows = other._neighbours.rows(
-                    slots
-                )  # as prepared: a second division by the length would round
-                merged._append(rows, *merged._check_new(rows, other._ids.values[slots], part, "merge"))
+            with other._lock.reading:
+                merged._take_over(other)
         return merged
+
+    def _take_over(self, other: "Index") -> None:
+        """Add all that is in another index."""
+        other._require_vectors("merge")
+        alive = np.flatnonzero(other._ids.alive)
+        table = other._metadata.table
+        for start in range(0, len(alive), BLOCK):
+            slots = alive[start : start + BLOCK]
+            part = None if table is None else table.take(pa.array(slots))
+            # As prepared: a second division by the length would round.
+            rows = other._neighbours.rows(slots)
+            self._append(rows, *self._check_new(rows, other._ids.values[slots], part, "merge"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock.reading:  # what pickles it does so later, when others may be changing this one
+            return {name: copy.deepcopy(value) for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=ReadersWriter())
+
+    @reads
+    def holds(self, ids: Array) -> Array:
+        """Which of these ids ``(n,)``, as :attr:`ids` gives them, are here: bool ``(n,)``."""
+        return self._ids.find(ids) >= 0
 
 
 def check_alike(indexes: Sequence[Index], call: str) -> None:

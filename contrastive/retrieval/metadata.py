@@ -64,10 +64,9 @@ class Metadata:
         if self.table is not None:
             self.table = self.table.slice(0, size) if size else None
 
-    def keep(self, slots: NDArray[Any]) -> None:
-        """Keep only these rows, in this order."""
-        if self.table is not None:
-            self.table = self.table.take(pa.array(slots))
+    def kept(self, slots: NDArray[Any]) -> "Metadata":
+        """These rows alone, in this order."""
+        return Metadata(None if self.table is None else self.table.take(pa.array(slots)))
 
     def mask(self, filter: Mapping[str, Any], call: str) -> NDArray[Any]:
         """Which rows meet all conditions, bool ``(n,)``.

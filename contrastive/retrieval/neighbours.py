@@ -15,6 +15,7 @@ from contrastive.retrieval.engine import NOTHING, Approximate, Array
 from contrastive.retrieval.vectors import Metric, Store
 
 BLOCK = 1 << 16  # rows that are handled at a time
+PASSED_OVER = 256  # slots that exact search finds and leaves out, instead of copying all others
 RERANK = 8  # candidates a neighbour that are ranked by the vectors themselves
 SURE = 1.645  # standard errors that a measured recall is to be above the wanted one: 95 % of a normal distribution
 FLAT = 0.002  # gain of recall by two steps of effort below which more effort is not tried
@@ -101,17 +102,26 @@ class Neighbours:
             raise
 
     def keep(self, slots: Array) -> None:
-        """Keep only these slots, in this order; an approximate index is built anew from their vectors."""
-        if self.approximate is not None:
+        """Keep only these slots, in this order; an approximate index is built anew from their vectors.
+
+        Whatever is raised, all is as it was.
+        """
+        approximate = self.approximate
+        if approximate is not None:
             fresh = Approximate(self.factory, self.dim, self.euclidean)
             if wanted := fresh.training_rows:
                 fresh.train(self.rows(slots[:: max(1, len(slots) // wanted)]), 0)
             for start in range(0, len(slots), BLOCK):
                 fresh.add(self.rows(slots[start : start + BLOCK]))
             fresh.effort = self.effort
-            self.approximate, self._mapped = fresh, False
+            approximate = fresh
         if self.store is not None:
             self.store.keep(slots)
+        if approximate is not self.approximate:
+            self.approximate, self._mapped = approximate, False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_mapped": False}  # a copy is in memory
 
     def rows(self, slots: Array) -> Array:
         """Vectors ``(n, D)`` in these slots; of codes alone, what these say."""
@@ -134,9 +144,14 @@ class Neighbours:
     def exact(self, queries: Array, k: int, mask: Array | None) -> tuple[Array, Array]:
         """The same, by comparing all vectors in ``mask``."""
         best: tuple[Array, Array] | None = None
-        for slots, base in self._blocks(mask):
-            scores, found = engine.exact_search(base, queries, min(k, len(base)), self.euclidean)
+        passed, left_out = self._passed_over(mask)
+        for slots, base in self._blocks(mask if passed is None else None):
+            scores, found = engine.exact_search(base, queries, min(k + left_out, len(base)), self.euclidean)
             found = found if slots is None else slots[found]
+            if passed is not None:
+                out = ~passed[found]
+                scores[out], found[out] = -np.inf, NOTHING
+                scores, found = _best(scores, found, k)
             if best is not None:
                 scores, found = np.concatenate([best[0], scores], 1), np.concatenate([best[1], found], 1)
                 scores, found = _best(scores, found, k)
@@ -162,9 +177,12 @@ class Neighbours:
                 scores[q].append(close[a:b])
                 slots[q].append(found[a:b])
         else:
-            for block, base in self._blocks(mask):
+            passed, _ = self._passed_over(mask)
+            for block, base in self._blocks(mask if passed is None else None):
                 for q, close in enumerate(engine.all_scores(base, queries, self.euclidean)):
                     near = np.flatnonzero(close >= closeness)
+                    if passed is not None:
+                        near = near[passed[near]]
                     scores[q].append(close[near])
                     slots[q].append(near if block is None else block[near])
         result: tuple[list[Array], list[Array]] = ([], [])
@@ -236,6 +254,11 @@ class Neighbours:
             )
         self.approximate.effort, self.rerank = best["effort"], best["rerank"] or depth
         return best
+
+    def _passed_over(self, mask: Array | None) -> tuple[Array | None, int]:
+        """``mask``, if it leaves out so few stored rows that all are compared, and how many; else None and 0."""
+        left_out = 0 if mask is None else len(mask) - int(np.count_nonzero(mask))
+        return (mask, left_out) if self.store is not None and 0 < left_out <= PASSED_OVER else (None, 0)
 
     def _blocks(self, mask: Array | None) -> Iterator[tuple[Array | None, Array]]:
         """Slots in ``mask`` and their vectors: all at once (no slots) where they lie side by side, else in parts."""

@@ -149,7 +149,7 @@ class IndexSet:
         wanted = (self._filled or self.members)[0]._ids.check(ids, call, unique=False)
         missing, parts = np.ones(len(wanted), bool), []
         for member in self._filled:
-            here = member._ids.find(wanted) >= 0
+            here = member.holds(wanted)
             missing &= ~here
             if here.any():
                 parts.append((member, wanted[here], np.flatnonzero(here)))

@@ -93,6 +93,15 @@ class Store:
         """Number of rows."""
         return self._size
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "dim": self.dim,
+            "_rows": np.array(self.rows),
+            "_size": self._size,
+            "_file": None,
+            "path": None,
+        }
+
     @property
     def rows(self) -> Array:
         """All rows ``(n, D)``."""
