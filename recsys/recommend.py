@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from contrastive import load_encoder, save_encoder
+from contrastive.checks import check_choice, check_number, check_whole
 from contrastive.errors import FileInTheWay, FileMissing, InvalidType, InvalidValue, UnknownKey
 from contrastive.retrieval import Index
 from contrastive.retrieval.folder import checksum
@@ -297,10 +298,8 @@ class Recommender:
             ValueError: k below 1, a filter that does not fit the columns, an unknown ``cold``, or, unless that is
                 ``"popular"``, a history with nothing known in it.
         """
-        if k < 1 or cold not in ("raise", "popular"):
-            raise InvalidValue(
-                f"recommend: k={k}, cold={cold!r}; give a k of 1 or more, and 'raise' or 'popular'."
-            )
+        k = check_whole("recommend", "k", k)
+        check_choice("recommend", "cold", cold, ("raise", "popular"))
         if not _is_list(histories) or isinstance(filter, str):
             raise InvalidType(
                 f"recommend: histories={str(histories)[:60]!r}, filter={filter!r}; give lists of ids, or for many "
@@ -357,6 +356,8 @@ class Recommender:
         """
         known = [[self._codes[item] for item in history if item in self._codes] for history in histories]
         known = [codes for codes in known if codes]
+        k = check_whole("tune", "k", k)
+        recall = check_number("tune", "recall", recall, "(0, 1]")
         if not known:
             raise InvalidValue(f"tune: none of {len(histories)} histories holds a known item.")
         return self.index.tune(recall, k, queries=self._encode(known))
@@ -459,6 +460,9 @@ class Recommender:
             raise InvalidValue(
                 f"add_items: {len(titles)} titles for {len(new)} ids; give one, or None, for each."
             )
+        for title in titles or ():
+            if not isinstance(title, str | None):
+                raise InvalidType(f"add_items: a title is {title!r}; give a text or None for each id.")
         has = [[str(a) for a in (attributes or {}).get(item, [])] for item in new]
         if vectors is not None:
             rows = torch.as_tensor(vectors, dtype=torch.float32)
@@ -490,8 +494,7 @@ class Recommender:
 
     def _closest_by_attributes(self, new: list[Id], has: list[list[str]], neighbours: int) -> list[list[int]]:
         """Codes of the known items that are closest to each new one, at most ``neighbours``."""
-        if neighbours < 1:
-            raise InvalidValue(f"add_items: neighbours is {neighbours}; give 1 or more.")
+        neighbours = check_whole("add_items", "neighbours", neighbours)
         table = self.index.metadata
         assert table is not None
         known: list[list[str]] = table["attributes"].to_pylist()

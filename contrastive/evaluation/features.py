@@ -65,11 +65,6 @@ class Features:
     def __len__(self) -> int:
         return len(self.vectors)
 
-    @property
-    def num_zero(self) -> int:
-        """How many vectors are exactly zero: they have no direction, and cosines with them are 0."""
-        return int((~self.vectors.any(dim=1)).sum())
-
     def rows(self, rows: Tensor) -> "Features":
         """The features of the given rows: ``rows`` holds ``(M,)`` positions or an ``(N,)`` boolean mask."""
         labels = None if self.labels is None else self.labels[rows]

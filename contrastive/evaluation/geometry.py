@@ -114,23 +114,12 @@ def effective_rank(z: Tensor, *, centre: bool = False) -> float:
     return _entropy_rank(_eigenvalues(z, centre=centre).sqrt())
 
 
-def covariance_entropy_rank(z: Tensor) -> float:
-    """Exponential of the entropy of the eigenvalues of the covariance of ``z`` ``(N, D)``."""
-    return _entropy_rank(_eigenvalues(z, centre=True))
-
-
 def participation_ratio(z: Tensor) -> float:
     """``(sum l)^2 / sum l^2`` over the covariance eigenvalues l of ``z`` ``(N, D)``; 1 for equal rows."""
     eigenvalues = _eigenvalues(z, centre=True)
     return (
         float(eigenvalues.sum().square() / eigenvalues.square().sum()) if float(eigenvalues[0]) > 0 else 1.0
     )
-
-
-def stable_rank(z: Tensor) -> float:
-    """``sum s^2 / max s^2`` over the singular values s of ``z`` ``(N, D)``, not centred; 1 for equal rows."""
-    eigenvalues = _eigenvalues(z, centre=False)
-    return float(eigenvalues.sum() / eigenvalues[0]) if float(eigenvalues[0]) > 0 else 1.0
 
 
 def alpha_req(z: Tensor, *, first: int = 1, last: int | None = None) -> float:

@@ -83,10 +83,6 @@ def test_a_nan_is_refused_and_the_first_bad_row_named():
         extract_features(nn.Identity(), batches(x, torch.arange(100, 108)))
 
 
-def test_zero_vectors_are_counted():
-    assert Features(torch.tensor([[0.0, 0], [1, 0], [0, 0]])).num_zero == 2
-
-
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [

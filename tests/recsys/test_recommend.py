@@ -179,6 +179,23 @@ def test_integer_ids_of_any_kind_are_understood():
     assert type(recommender.recommend([99], k=42).ids[0]) is int
 
 
+def test_numbers_of_numpy_are_taken_and_others_refused_by_name(recommender):
+    assert (
+        recommender.recommend(["item 001"], k=np.int64(5)).ids == recommender.recommend(["item 001"], k=5).ids
+    )
+    for wrong in (0, 1.5, float("nan"), True, "5"):
+        with pytest.raises(
+            (ValueError, TypeError), match=r"recommend: k is .*; give a whole number of 1 or more"
+        ):
+            recommender.recommend(["item 001"], k=wrong)
+        with pytest.raises((ValueError, TypeError), match=r"tune: k is .*; give a whole number"):
+            recommender.tune([["item 001"]], k=wrong)
+    with pytest.raises(ValueError, match=r"tune: recall is 1\.2; give a number in \(0, 1\]"):
+        recommender.tune([["item 001"]], 1.2)
+    with pytest.raises(TypeError, match="a title is 5; give a text or None"):
+        recommender.add_items(["new"], like={"new": ["item 001"]}, titles=[5])
+
+
 def test_unknown_items_are_passed_over_and_counted(recommender, data):
     history = histories_of(data)[0]
     expected = recommender.recommend(history)
@@ -212,9 +229,9 @@ def test_calls_that_make_no_sense_are_refused(recommender, data):
     for mixed in (["item 001", ["item 002"]], [["item 001"], 5]):
         with pytest.raises(TypeError, match="neither an id nor a list of ids"):
             recommender.recommend(mixed)
-    with pytest.raises(ValueError, match="k=0"):
+    with pytest.raises(ValueError, match="k is 0"):
         recommender.recommend(["item 001"], k=0)
-    with pytest.raises(ValueError, match="cold='warm'"):
+    with pytest.raises(ValueError, match="cold is 'warm'"):
         recommender.recommend(["item 001"], cold="warm")
     with pytest.raises(ValueError, match="has 59 items and reads 5, the data have 60"):
         Recommender.from_model(Last(59), data)
