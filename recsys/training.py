@@ -315,11 +315,13 @@ class SequentialRecommender(LightningModule):
             prefix = f"heads.{number}."
             own = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
             head.restore(self.encoder, own)
-        if self._trainer is None or self.trainer.state.fn != "fit":
-            # Heads have a part in training only, where setup made all their weights.
-            known = self.state_dict().keys()
-            for name in [name for name in weights if name.startswith("heads.") and name not in known]:
-                del weights[name]
+        if self._trainer is not None and self.trainer.state.fn != "fit":
+            # Heads have a part in training only: a recommender with others, or none, ranks alike.
+            ours = {name: w for name, w in self.state_dict().items() if name.startswith("heads.")}
+            for name in [name for name in weights if name.startswith("heads.")]:
+                if name not in ours or ours[name].shape != weights[name].shape:
+                    del weights[name]
+            weights.update({name: w for name, w in ours.items() if name not in weights})
 
     # ------------------------------------------------------------------ training
 

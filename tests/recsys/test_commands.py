@@ -15,9 +15,9 @@ from recsys import SequenceData
 QUICKSTART = Path(__file__).parents[2] / "configs" / "recsys" / "quickstart.yaml"
 HEADS = {
     "published": [],  # MCLRec, as the configuration has it
-    "SRACL": ["--model.heads=[{class_path: recsys.SRACL, init_args: {semantics: interactions}}]"],
-    "several": [
-        "--model.heads=[{class_path: recsys.CL4SRec}, {class_path: recsys.DuoRec}, "
+    "others": [
+        "--model.heads=[{class_path: recsys.SRACL, init_args: {semantics: interactions}}, "
+        "{class_path: recsys.CL4SRec}, {class_path: recsys.DuoRec}, "
         "{class_path: recsys.MCLRec, init_args: {update: joint}}]"
     ],
 }
@@ -70,6 +70,8 @@ def test_every_command_takes_a_checkpoint_of_every_head(heads, folder):
     assert "val_NDCG@10" in validated.trainer.callback_metrics
     tested = command("test", *words).trainer.callback_metrics
     assert 0 <= tested["test_NDCG@10"] <= tested["test_HR@10"] <= 1
+    others = command("test", "--ckpt_path=last")  # the heads of the configuration, whatever was trained with
+    assert others.trainer.callback_metrics == tested
     predicted = command("predict", *words, "--model.history=mask")
     batches, data = predicted.trainer.predict_loop.predictions, predicted.datamodule.data
     assert sorted(torch.cat([batch.users for batch in batches]).tolist()) == list(range(60))
