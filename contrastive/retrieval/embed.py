@@ -18,8 +18,8 @@ from torch.utils.data import Dataset
 from contrastive.data.loader import Loader
 from contrastive.errors import InvalidValue
 from contrastive.retrieval.ids import Array, Ids, as_ids
-from contrastive.retrieval.metadata import Columns, as_columns
-from contrastive.retrieval.shards import Embeddings, begin, finish, shard_path, write_shard
+from contrastive.retrieval.metadata import RESERVED, Columns, as_columns, check_names
+from contrastive.retrieval.shards import OWN_COLUMNS, Embeddings, begin, finish, shard_path, write_shard
 
 Folder = str | os.PathLike[str]
 
@@ -72,6 +72,11 @@ def embed(
     folder, count = Path(out), len(inputs)  # type: ignore[arg-type]
     names = as_ids(np.arange(count) if ids is None else ids, "embed")
     columns = as_columns(metadata)
+    check_names(
+        metadata.column_names if isinstance(metadata, pa.Table) else list(columns),
+        (*OWN_COLUMNS, *RESERVED, *(["thumbnail"] if thumbnails else [])),
+        "embed",
+    )
     for what, size in {"ids": len(names), **{name: len(values) for name, values in columns.items()}}.items():
         if size != count:
             raise InvalidValue(f"embed: {what} has {size} values for {count} inputs; give one for each.")

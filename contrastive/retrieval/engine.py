@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from contrastive.errors import ExtraMissing, InvalidValue
+from contrastive.errors import ExtraMissing, FileTrouble, InvalidValue
 
 Array = NDArray[Any]
 NOTHING = -1
@@ -342,7 +342,11 @@ class Approximate:
 
     def write(self, path: Path) -> None:
         """Write to a file."""
-        self._faiss.write_index(self.index, str(path))
+        try:
+            self._faiss.write_index(self.index, str(path))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise FileTrouble(f"{path} cannot be written by FAISS ({reason}).") from error
 
     @classmethod
     def read(cls, path: Path, factory: str, dim: int, euclidean: bool, mapped: bool) -> "Approximate":
@@ -357,10 +361,14 @@ class Approximate:
         try:
             flag = getattr(library, "IO_FLAG_MMAP_IFC", 0)  # before version 1.11 everything is read
             index = library.read_index(str(path), flag if mapped else 0)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise InvalidValue(f"{path} cannot be read by FAISS {library.__version__} ({reason}).") from error
-        return cls(factory, dim, euclidean, index)
+            return cls(factory, dim, euclidean, index)
+        # What a damaged file says may be of another class, or need more memory than there is.
+        except (RuntimeError, MemoryError, AttributeError, TypeError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise InvalidValue(
+                f"{path} cannot be read by FAISS {library.__version__} ({reason}): it is damaged, or of a newer "
+                "version; copy it or make the index again."
+            ) from error
 
     def _selector(self, mask: Array) -> Any:
         bits = np.packbits(mask, bitorder="little")

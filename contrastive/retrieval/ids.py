@@ -179,6 +179,8 @@ def as_ids(ids: Ids, call: str, *, unique: bool = True) -> Array:
             f"{call}: ids have the type {found.dtype} (first {found.tolist()[0]!r}); give integers, or strings, "
             "for all vectors."
         )
+    if found.dtype == object:
+        _refuse_halves(found, call)
     if not unique:
         return found
     different, counts = np.unique(found, return_counts=True)
@@ -189,3 +191,18 @@ def as_ids(ids: Ids, call: str, *, unique: bool = True) -> Array:
             "an id of its own."
         )
     return found
+
+
+def _refuse_halves(ids: Array, call: str) -> None:
+    """Refuse texts that no file can hold: with one half of a surrogate pair, as undecodable file names have."""
+    try:
+        "".join(ids).encode()
+    except UnicodeEncodeError:
+        for row, text in enumerate(ids.tolist()):
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise InvalidValue(
+                    f"{call}: the id {text!r} in row {row} is no valid text (it holds a lone surrogate) and could not "
+                    "be saved; give another one."
+                ) from None

@@ -9,23 +9,34 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from contrastive.encoders.fingerprint import same_encoder
 from contrastive.errors import InvalidType, InvalidValue, UnknownKey
 from contrastive.retrieval.engine import choose_factory
-from contrastive.retrieval.folder import check_files, read_manifest, write_folder
+from contrastive.retrieval.folder import Check, read_folder, text_or_none, whole, write_folder
 from contrastive.retrieval.ids import Array, Ids, IdTable
-from contrastive.retrieval.metadata import Columns, Filter, Metadata
+from contrastive.retrieval.metadata import ALIVE, Columns, Filter, Metadata
 from contrastive.retrieval.neighbours import BLOCK, PASSED_OVER, Neighbours
+from contrastive.retrieval.tables import read_table, write_table
 from contrastive.retrieval.threads import ReadersWriter, changes, reads
 from contrastive.retrieval.vectors import METRICS, Metric, Vectors, as_rows
 
-KIND, VERSION = "contrastive index", 1
+KIND, VERSION, ITEMS = "contrastive index", 1, "items.parquet"
 Folder = str | os.PathLike[str]
 
 _SMALL = 1 << 20  # numbers in the vectors of an exact index that are copied in about a millisecond
 _FEW = 20_000  # vectors that pass a filter and are then all compared, which takes milliseconds
+
+_FIELDS: dict[str, Check] = {
+    "metric": (lambda value: value in METRICS, f"one of {', '.join(METRICS)}"),
+    "dim": whole(1),
+    "id": (lambda value: value in ("integer", "string"), "'integer' or 'string'"),
+    "factory": (lambda value: isinstance(value, str) and value, "a factory string"),
+    "effort": whole(0),
+    "rerank": whole(1),
+    "tuned": (lambda value: value is None or isinstance(value, dict), "what tune found, or null"),
+    "fingerprint": (text_or_none, "a text or null"),
+}
 
 
 class Index:
@@ -144,7 +155,7 @@ class Index:
         """
         from contrastive.retrieval.shards import Embeddings
 
-        source = Embeddings(folder)
+        source = Embeddings(folder)  # compares the checksum of each shard when it is first read
         index = cls._sized(
             len(source),
             source.dim,
@@ -501,11 +512,13 @@ class Index:
     def save(self, folder: Folder) -> Path:
         """Write the index to a folder, in place of one that is there.
 
-        Whatever happens meanwhile, the folder holds the old index or the new one. Without pickle: ids and columns as
+        Whatever happens meanwhile, the folder holds the old index or the new one. Several processes may write one
+        folder: each waits for the one before, and the last one's index stays. Without pickle: ids and columns as
         Parquet, vectors as plain float32, the rest in FAISS's own format, and a manifest with checksums.
 
         Raises:
             FileExistsError: the folder holds something else.
+            OSError: it cannot be written.
         """
         path = Path(folder)
         if self.exact:
@@ -518,11 +531,11 @@ class Index:
         def write(files: Path) -> None:
             self._neighbours.write(files)
             ids = pa.array(self._ids.values, pa.string() if self._ids.strings else pa.int64())
-            table = pa.table({"id": ids, "__alive": pa.array(self._ids.alive)})
+            table = pa.table({"id": ids, ALIVE: pa.array(self._ids.alive)})
             if self._metadata.table is not None:
                 for name in self._metadata.table.column_names:
                     table = table.append_column(name, self._metadata.table.column(name))
-            pq.write_table(table, files / "items.parquet")
+            write_table(table, files / ITEMS)
 
         write_folder(path, KIND, VERSION, self.manifest, write)
 
@@ -543,36 +556,55 @@ class Index:
                 change reads everything.
             fingerprint: of the encoder that queries will come from; an index of another encoder's vectors is refused.
                 None accepts any.
-            check: compare checksums, which reads all files once; sizes are compared in any case.
+            check: compare the checksums of all files, which reads them once. Without it, vectors and FAISS's file of
+                more than 64 MB are taken as they are, if their sizes are right; manifest, ids, columns and smaller
+                files are compared in any case.
+
+        Another process may replace the index meanwhile: the old one or the new one is read.
 
         Raises:
             FileNotFoundError: there is no index.
             ValueError: it is damaged, of another kind or version, or from another encoder.
         """
         path = Path(folder)
-        manifest = read_manifest(path, KIND, VERSION)
-        made_with = manifest["fingerprint"]
-        if None not in (fingerprint, made_with) and not same_encoder(fingerprint, made_with):
-            raise InvalidValue(
-                f"{path} holds vectors of the encoder {str(made_with)[:12]}, queries come from "
-                f"{str(fingerprint)[:12]}; their distances mean nothing: use that encoder, build the index anew, or "
-                "pass fingerprint=None if you know better."
-            )
-        files = check_files(path, manifest, checksums=check)
+
+        def read(manifest: dict[str, Any], files: Path) -> "Index":
+            made_with = manifest["fingerprint"]
+            if None not in (fingerprint, made_with) and not same_encoder(fingerprint, made_with):
+                raise InvalidValue(
+                    f"{path} holds vectors of the encoder {str(made_with)[:12]}, queries come from "
+                    f"{str(fingerprint)[:12]}; their distances mean nothing: use that encoder, build the index anew, "
+                    "or pass fingerprint=None if you know better."
+                )
+            return cls._read(manifest, files, mmap)
+
+        return read_folder(path, KIND, VERSION, read, checksums=check, fields=_FIELDS)
+
+    @classmethod
+    def _read(cls, manifest: dict[str, Any], files: Path, mmap: bool) -> "Index":
         width, metric = manifest["dim"], manifest["metric"]
         index = cls(width, metric, fingerprint=manifest["fingerprint"])
         index.tuned = manifest["tuned"]
         settings = (manifest[name] for name in ("factory", "effort", "rerank"))
         index._neighbours = Neighbours.read(files, width, metric, *settings, mmap=mmap)
-        table = pq.read_table(files / "items.parquet", memory_map=mmap)
-        ids, alive = table.column("id"), table.column("__alive")
+        table = read_table(files / ITEMS, memory_map=mmap)
+        kind = pa.int64() if manifest["id"] == "integer" else pa.string()
+        expected = {"id": kind, ALIVE: pa.bool_()}
+        if any(
+            table.schema.field(name).type != of for name, of in expected.items() if name in table.column_names
+        ) or (not expected.keys() <= set(table.column_names)):
+            raise InvalidValue(
+                f"{files / ITEMS} does not hold ids of the type that the manifest names, {manifest['id']}; make the "
+                "index again."
+            )
+        ids, alive = table.column("id"), table.column(ALIVE)
         values = ids.to_numpy() if manifest["id"] == "integer" else np.array(ids.to_pylist(), object)
         index._ids = IdTable(np.array(values), np.array(alive.to_numpy()))
-        rest = table.drop_columns(["id", "__alive"])
+        rest = table.drop_columns(["id", ALIVE])
         index._metadata = Metadata(rest if rest.num_columns else None)
         if len(index._neighbours) != len(index._ids):
             raise InvalidValue(
-                f"{path} holds {len(index._ids)} ids and {len(index._neighbours)} vectors; make the index again."
+                f"{files} holds {len(index._ids)} ids and {len(index._neighbours)} vectors; make the index again."
             )
         return index
 

@@ -6,12 +6,17 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from contrastive.errors import InvalidValue
 
 Columns: TypeAlias = pa.Table | Mapping[str, Sequence[Any]] | None
 Filter: TypeAlias = Mapping[str, Any] | None
+
+ALIVE = "__alive"  # column of a saved index, beside the ids
+RESERVED = ("id", ALIVE, "__place")
+"""Names that columns of an index cannot have."""
 
 
 class Metadata:
@@ -37,9 +42,11 @@ class Metadata:
             raise InvalidValue(
                 f"{call}: metadata has {table.num_rows} rows for {count} vectors; give one for each."
             )
-        if table is not None and "id" in table.column_names:
-            raise InvalidValue(f"{call}: metadata has a column 'id'; give ids as ids, and rename the column.")
+        if table is not None:
+            check_names(table.column_names, RESERVED, call)
         if empty:
+            if table is not None:
+                _check_writable(table.schema, call)
             return table
         own = [] if self.table is None else self.table.column_names
         given = [] if table is None else table.column_names
@@ -107,6 +114,33 @@ class Metadata:
             met = pc.fill_null(met, False).to_numpy()
             found = met if found is None else found & met
         return np.ones(0 if self.table is None else self.table.num_rows, bool) if found is None else found
+
+
+def check_names(names: Sequence[str], reserved: Sequence[str], call: str) -> None:
+    """Refuse columns that would clash with others when they are saved.
+
+    Raises:
+        ValueError: a reserved name, or one that stands twice.
+    """
+    for name in names:
+        if name in reserved:
+            hint = "give ids as ids, and rename the column" if name == "id" else "rename it"
+            raise InvalidValue(f"{call}: metadata has a column {name!r}, which is a name of our own; {hint}.")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if list(names).count(name) > 1)
+        raise InvalidValue(f"{call}: metadata has two columns {twice!r}; rename one.")
+
+
+def _check_writable(schema: pa.Schema, call: str) -> None:
+    """Refuse columns that could not be saved, before anything is built with them."""
+    for field in schema:
+        try:
+            pq.write_table(pa.schema([field]).empty_table(), pa.BufferOutputStream())
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise InvalidValue(
+                f"{call}: metadata has a column {field.name!r} of type {field.type}, which cannot be saved as Parquet "
+                f"({error}); give it another type."
+            ) from error
 
 
 def as_columns(columns: Columns) -> dict[str, Any]:

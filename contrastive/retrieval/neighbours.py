@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from contrastive.errors import InvalidValue
 from contrastive.retrieval import engine
 from contrastive.retrieval.engine import NOTHING, Approximate, Array
 from contrastive.retrieval.vectors import Metric, Store
@@ -300,16 +301,26 @@ class Neighbours:
         """Read them again, or with ``mmap`` map them into memory until something changes.
 
         Raises:
-            ValueError: FAISS cannot read its file.
+            ValueError: FAISS cannot read its file, or the files do not fit what they should hold.
         """
         found = cls(dim, metric, "Flat", False)
         found.factory, found.rerank, found.store = factory, rerank, None
+        needed = VECTORS if factory == "Flat" else SEARCH
+        if not (folder / needed).is_file():
+            raise InvalidValue(
+                f"{folder} has no {needed}, which factory={factory!r} needs; make the index again."
+            )
         if (folder / VECTORS).is_file():
             found.store = Store(dim, folder / VECTORS)
             if factory == "Flat" and not mmap:
                 found.store.keep(np.arange(len(found.store)))
         if factory != "Flat":
             found.approximate = Approximate.read(folder / SEARCH, factory, dim, found.euclidean, mmap)
+            if found.approximate.index.d != dim:
+                raise InvalidValue(
+                    f"{folder / SEARCH} has vectors of width {found.approximate.index.d}, the manifest says {dim}; "
+                    "make the index again."
+                )
             found.approximate.effort = effort
             found._mapped = mmap
         return found

@@ -1,8 +1,9 @@
 """From the command line: an index of embeddings, and what is close to an item in it."""
 
 import os
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,13 +13,16 @@ from torch import nn
 
 from contrastive.errors import FileMissing, InvalidValue
 from contrastive.retrieval.embed import embed_named, embed_run
+from contrastive.retrieval.folder import files_listed, read_manifest
 from contrastive.retrieval.ids import Array
-from contrastive.retrieval.index import Index
+from contrastive.retrieval.index import KIND, VERSION, Index
 from contrastive.retrieval.shards import Embeddings
 from contrastive.retrieval.together import IndexSet
 from contrastive.retrieval.vectors import Metric
 
 Folder = str | os.PathLike[str]
+
+_CHECKED = 1 << 30  # bytes of an index that are compared with their checksums before a search, in seconds
 
 
 def write_embeddings(
@@ -193,10 +197,11 @@ def search_index(
         fingerprint, queries = _encode_by_run(run, image, trust)
     folders = [index] if isinstance(index, str | os.PathLike) else list(index)
     opened: Index | IndexSet
+    check = _worth_checking(folders)
     if len(folders) == 1:
-        opened = Index.load(folders[0], mmap=True, check=False, fingerprint=fingerprint)
+        opened = Index.load(folders[0], mmap=True, check=check, fingerprint=fingerprint)
     else:
-        opened = IndexSet(folders, check=False, fingerprint=fingerprint)
+        opened = IndexSet(folders, check=check, fingerprint=fingerprint)
     if not wanted:
         own = str(id) if opened.manifest["id"] == "string" else _integer(str(id))
         if own not in opened:
@@ -214,6 +219,21 @@ def search_index(
     names = [] if table is None else [name for name in table.column_names if name != "thumbnail"]
     rows = [{}] * len(kept) if table is None else table.select(names).to_pylist()
     return [{"score": score, "id": item, **row} for (score, item), row in zip(kept, rows, strict=True)]
+
+
+def _worth_checking(folders: Sequence[Folder]) -> bool:
+    """Whether all files of these indexes are small enough to be compared with their checksums first; says if not."""
+    size = 0
+    for folder in folders:
+        files = read_manifest(Path(folder), KIND, VERSION).get("files")
+        size += sum(file["bytes"] for file in files.values()) if files_listed(files) else 0
+    if size > _CHECKED:
+        print(
+            f"search: {size / 1e9:.1f} GB of vectors are not compared with their checksums, which would read them all; "
+            "Index.load(folder) does",
+            file=sys.stderr,
+        )
+    return size <= _CHECKED
 
 
 def format_neighbours(found: list[Mapping[str, Any]]) -> str:

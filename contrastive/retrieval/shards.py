@@ -7,6 +7,7 @@ missing. ``manifest.json`` is written when all are there.
 
 import json
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,40 @@ import pyarrow.parquet as pq
 
 from contrastive.encoders.fingerprint import same_encoder
 from contrastive.errors import FileInTheWay, FileMissing, InvalidValue
-from contrastive.retrieval.folder import MANIFEST, checksum, read_manifest
+from contrastive.reading import read_mapping
+from contrastive.retrieval.folder import (
+    DIGEST,
+    MANIFEST,
+    Check,
+    check_fields,
+    checksum,
+    digest,
+    files_listed,
+    names_only,
+    read_manifest,
+    text_or_none,
+    whole,
+    write_manifest,
+    writing,
+)
 from contrastive.retrieval.ids import Array
+from contrastive.retrieval.locks import alone, if_unused, in_use
+from contrastive.retrieval.tables import damaged, open_table, write_table
 
 KIND, VERSION, PLAN = "contrastive embeddings", 1, "plan.json"
+OWN_COLUMNS = ("id", "vector")
 Folder = str | os.PathLike[str]
+
+_REMEDY = f"remove {MANIFEST} and the shard, and embed again: it goes on"
+_FIELDS: dict[str, Check] = {
+    "dim": whole(1),
+    "columns": (names_only, "names of columns"),
+    "fingerprint": (text_or_none, "a text or null"),
+    "files": (
+        lambda value: files_listed(value) and all(whole(0)[0](file.get("rows")) for file in value.values()),
+        "files with rows, bytes and sha256",
+    ),
+}
 
 
 def begin(folder: Path, plan: dict[str, Any]) -> None:
@@ -35,9 +65,20 @@ def begin(folder: Path, plan: dict[str, Any]) -> None:
         ValueError: the folder was begun with another plan; says what differs.
         FileExistsError: the folder holds something else.
     """
+    if (folder / PLAN).is_file():  # also on a disk that cannot be written, when all is there already
+        _begin(folder, plan)
+        return
+    with (
+        writing(folder, "nothing was written"),
+        alone(folder),
+    ):  # another process may begin at the same moment
+        _begin(folder, plan)
+
+
+def _begin(folder: Path, plan: dict[str, Any]) -> None:
     path = folder / PLAN
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_mapping(path, f"remove {folder} and embed again")
         different = [name for name in sorted({*found, *plan}) if found.get(name) != plan.get(name)]
         if same_encoder(
             found.get("fingerprint"), plan.get("fingerprint")
@@ -52,8 +93,9 @@ def begin(folder: Path, plan: dict[str, Any]) -> None:
         return
     if folder.is_dir() and any(not name.startswith(".") for name in os.listdir(folder)):
         raise FileInTheWay(f"{folder} holds something that is no embeddings; give another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_text(path, json.dumps(plan, indent=2))
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    temporary.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
+    _replace(temporary, path)
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -71,11 +113,15 @@ def write_shard(folder: Path, number: int, ids: Array, vectors: Array, columns: 
         for name in columns.column_names:
             table = table.append_column(name, columns.column(name))
     path = shard_path(folder, number)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with writing(folder, "the shards that are written stay, and the same command goes on with the others"):
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        with (
+            temporary.open("xb") as file,
+            in_use(temporary),
+        ):  # finish() removes those of processes that were killed
+            write_table(table, file)
+            file.flush()
+            _replace(temporary, path)
 
 
 def finish(folder: Path, plan: dict[str, Any], count: int) -> bool:
@@ -89,7 +135,10 @@ def finish(folder: Path, plan: dict[str, Any], count: int) -> bool:
     paths = [shard_path(folder, number) for number in range(count)]
     if not all(path.is_file() for path in paths):
         return False
-    schemas = [pq.read_schema(path) for path in paths]
+    schemas = []
+    for path in paths:
+        with damaged(path, _REMEDY):
+            schemas.append(pq.read_schema(path))
     if any(not schema.equals(schemas[0]) for schema in schemas):
         raise InvalidValue(
             f"the shards in {folder} have different columns; remove the folder and begin again."
@@ -107,13 +156,29 @@ def finish(folder: Path, plan: dict[str, Any], count: int) -> bool:
         "version": VERSION,
         **plan,
         "dim": schemas[0].field("vector").type.list_size,
-        "columns": [name for name in schemas[0].names if name not in ("id", "vector")],
+        "columns": [name for name in schemas[0].names if name not in OWN_COLUMNS],
         "files": files,
     }
-    _write_text(folder / MANIFEST, json.dumps(document, indent=2))
-    for left in folder.glob(".part-*"):  # of processes that were killed
-        left.unlink(missing_ok=True)
+    if _says(folder, document):  # another process finished, or there was nothing to do
+        return True
+    with writing(folder, "all shards are there, and the same command goes on"), alone(folder):
+        temporary = folder / f".{MANIFEST}.{secrets.token_hex(8)}"
+        write_manifest(temporary, document)
+        _replace(temporary, folder / MANIFEST)
+        for left in folder.glob(".part-*"):
+            with if_unused(left) as free:
+                if free:  # of a process that was killed
+                    left.unlink(missing_ok=True)
     return True
+
+
+def _says(folder: Path, document: dict[str, Any]) -> bool:
+    """Whether there is a manifest that says just this."""
+    try:
+        found = read_manifest(folder, KIND, VERSION)
+    except (FileNotFoundError, ValueError):
+        return False
+    return DIGEST in found and digest(found) == digest(document)
 
 
 class Embeddings:
@@ -121,7 +186,8 @@ class Embeddings:
 
     Args:
         folder: written by :func:`contrastive.retrieval.embed`.
-        check: compare checksums, which reads all shards once; sizes are compared in any case.
+        check: compare the checksums of all shards at once. Otherwise sizes are, and the checksum of each shard when it
+            is first read from.
 
     Raises:
         FileNotFoundError: the folder holds no finished embeddings.
@@ -135,14 +201,26 @@ class Embeddings:
                 f"{folder} holds unfinished embeddings; run the command that writes them again, it goes on."
             )
         self.manifest = read_manifest(self.folder, KIND, VERSION)
-        self.paths = [self.folder / Path(name).name for name in self.manifest["files"]]
-        for path, expected in zip(self.paths, self.manifest["files"].values(), strict=True):
+        check_fields(self.manifest, self.folder / MANIFEST, _FIELDS)
+        self.paths = [self.folder / name for name in self.manifest["files"]]
+        self._compared: set[Path] = set()
+        for path in self.paths:
             size = path.stat().st_size if path.is_file() else None
-            if size != expected["bytes"] or (check and checksum(path) != expected["sha256"]):
-                given = "is missing" if size is None else "is damaged or was changed"
+            if size != self.manifest["files"][path.name]["bytes"]:
                 raise InvalidValue(
-                    f"{path} {given}; remove {MANIFEST} and the shard, and embed again: it goes on."
+                    f"{path} {'is missing' if size is None else 'is damaged or was changed'}; {_REMEDY}."
                 )
+            if check:
+                self._compare(path)
+
+    def _compare(self, path: Path) -> None:
+        """Compare the checksum of a shard, once."""
+        if path not in self._compared:
+            with damaged(path, _REMEDY):
+                found = checksum(path)
+            if found != self.manifest["files"][path.name]["sha256"]:
+                raise InvalidValue(f"{path} is damaged or was changed; {_REMEDY}.")
+            self._compared.add(path)
 
     def __len__(self) -> int:
         """Number of vectors."""
@@ -171,13 +249,24 @@ class Embeddings:
                 f"{self.folder} has no column {sorted(unknown)[0]!r}; there are: {self.manifest['columns']}."
             )
         for path in self.paths:
-            for batch in pq.ParquetFile(path).iter_batches(size, columns=["id", "vector", *names]):
-                vectors = batch.column("vector").flatten().to_numpy().reshape(-1, self.dim)
-                ids = batch.column("id")
-                values = (
-                    ids.to_numpy() if pa.types.is_integer(ids.type) else np.array(ids.to_pylist(), object)
-                )
-                yield vectors, values, pa.table(batch.select(names)) if names else None
+            self._compare(path)
+            table = open_table(path)
+            schema, rows = table.schema_arrow, self.manifest["files"][path.name]["rows"]
+            missing = {"id", "vector", *names} - set(schema.names)
+            if (
+                missing
+                or schema.field("vector").type.list_size != self.dim
+                or table.metadata.num_rows != rows
+            ):
+                raise InvalidValue(f"{path} is not what {MANIFEST} says of it; {_REMEDY}.")
+            with damaged(path, _REMEDY):
+                for batch in table.iter_batches(size, columns=["id", "vector", *names]):
+                    vectors = batch.column("vector").flatten().to_numpy().reshape(-1, self.dim)
+                    ids = batch.column("id")
+                    values = (
+                        ids.to_numpy() if pa.types.is_integer(ids.type) else np.array(ids.to_pylist(), object)
+                    )
+                    yield vectors, values, pa.table(batch.select(names)) if names else None
 
     def sample(self, count: int, seed: int) -> Array:
         """``count`` vectors ``(count, D)`` drawn evenly from all shards; all of them if there are fewer."""
@@ -192,9 +281,8 @@ class Embeddings:
         return found
 
 
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text + "\n", encoding="utf-8")
+def _replace(temporary: Path, path: Path) -> None:
+    """Rename a written file, once it is on the disk."""
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -510,7 +510,7 @@ def test_a_save_that_fails_leaves_the_old_index(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    for name in ("pq.write_table", "Neighbours.write"):
+    for name in ("write_table", "Neighbours.write"):
         with monkeypatch.context() as patched:
             patched.setattr(f"contrastive.retrieval.index.{name}", fail)
             with pytest.raises(OSError, match="disk full"):
