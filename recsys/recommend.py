@@ -11,8 +11,6 @@ neighbours; they come from :class:`contrastive.retrieval.Index`, exactly unless 
 import copy
 import json
 import os
-import secrets
-import shutil
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -21,17 +19,19 @@ from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from contrastive import load_encoder, save_encoder
 from contrastive.checks import check_choice, check_number, check_whole
-from contrastive.errors import FileInTheWay, FileMissing, InvalidType, InvalidValue, UnknownKey
+from contrastive.errors import FileMissing, InvalidType, InvalidValue, UnknownKey
+from contrastive.reading import read_mapping
 from contrastive.retrieval import Index
-from contrastive.retrieval.folder import checksum
+from contrastive.retrieval.folder import Check, checksum, read_folder, text_or_none, whole, write_folder
 from contrastive.retrieval.metadata import Metadata
+from contrastive.retrieval.tables import read_table, write_table
+from contrastive.retrieval.threads import ReadersWriter, changes, reads
 from recsys.data import SequenceData, Sequences
 from recsys.encoders import GRU4Rec, SASRec, SequenceEncoder
 from recsys.semantic import attribute_vectors
@@ -42,6 +42,12 @@ Cold: TypeAlias = Literal["raise", "popular"]
 Folder: TypeAlias = str | os.PathLike[str]
 
 RECORD, KIND, VERSION = "recommender.json", "recommender", 1
+HISTORIES = "histories.parquet"
+_FIELDS: dict[str, Check] = {
+    "max_length": whole(1),
+    "data": (text_or_none, "a text or null"),
+    "histories": (text_or_none, "a checksum or null"),
+}
 _BUILT_BY_NAME: dict[str, type[SequenceEncoder]] = {"SASRec": SASRec, "GRU4Rec": GRU4Rec}
 _CHUNK = 256  # histories of similar length that are encoded, and searched for, at a time
 _SMALL = 100_000  # numbers, or scores, up to which one thread does best
@@ -66,6 +72,10 @@ class Recommendation(NamedTuple):
 
 class Recommender:
     """A trained encoder with its items in an index. Make one with :meth:`from_model` or :meth:`load`.
+
+    Any number of threads may recommend, look up and save beside each other; one that changes it (:meth:`add_items`,
+    :meth:`tune`) waits until they have ended and works alone. What is done to :attr:`encoder` or :attr:`index` from
+    outside is not guarded.
 
     Args:
         encoder: reads histories of codes; see :class:`~recsys.encoders.SequenceEncoder`.
@@ -92,6 +102,7 @@ class Recommender:
             )
         self.encoder, self.index, self.max_length = encoder.eval(), index, max_length
         self.data_fingerprint = data_fingerprint
+        self._lock = ReadersWriter()
         self._ids: list[Any] = [None, *table["item"].to_pylist()]
         self._codes: dict[Any, int] = {item: code for code, item in enumerate(self._ids) if code}
         self._counts = np.concatenate([[0], table["count"].to_numpy()])
@@ -201,19 +212,23 @@ class Recommender:
 
     # ------------------------------------------------------------------ what is in it
 
+    @reads
     def __len__(self) -> int:
         """Number of items."""
         return len(self.index)
 
+    @reads
     def __contains__(self, item: Id) -> bool:
         """Whether there is an item of this id."""
         return item in self._codes
 
     @property
+    @reads
     def ids(self) -> list[Id]:
         """Ids of all items, in the order of their codes."""
         return self._ids[1:]
 
+    @reads
     def titles(self, ids: Iterable[Id]) -> list[str | None]:
         """Texts of items.
 
@@ -267,6 +282,7 @@ class Recommender:
 
     # ------------------------------------------------------------------ recommending
 
+    @reads
     def recommend(
         self,
         histories: Sequence[Any] | Array,
@@ -340,6 +356,7 @@ class Recommender:
                 results[row] = Recommendation(ids, scores, skipped[row], False)
         return results[0] if single else [results[row] for row in range(len(rows))]
 
+    @changes
     def tune(self, histories: Sequence[Sequence[Id]], recall: float = 0.95, k: int = 10) -> dict[str, Any]:
         """Let an approximate index search with the least effort that finds so many of the true best items.
 
@@ -404,6 +421,7 @@ class Recommender:
 
     # ------------------------------------------------------------------ new items
 
+    @changes
     def add_items(
         self,
         ids: Sequence[Id],
@@ -477,8 +495,12 @@ class Recommender:
         codes = np.arange(len(self._ids), len(self._ids) + len(new))
         counts = np.zeros(len(new), np.int64)
         table = _item_table(new, codes, titles or [None] * len(new), counts, has, columns, "add_items")
-        self.index.add(rows, codes, table)
-        self._grow_encoder(rows)
+        known = self.encoder.item_embedding.weight.detach()
+        grown = nn.Parameter(torch.cat([known, rows.to(known.dtype)]))
+        self.index.add(
+            rows, codes, table
+        )  # all that can fail comes before: encoder, index and ids change together
+        self._grow_encoder(grown)
         self._ids += new
         self._codes.update(zip(new, codes.tolist(), strict=True))
         self._counts = np.concatenate([self._counts, counts])
@@ -522,11 +544,10 @@ class Recommender:
         scaled: Tensor = means * (typical / means.norm(dim=1, keepdim=True).clamp(min=1e-12))
         return scaled
 
-    def _grow_encoder(self, rows: Tensor) -> None:
+    def _grow_encoder(self, weight: nn.Parameter) -> None:
         table = self.encoder.item_embedding
-        table.weight = nn.Parameter(torch.cat([table.weight.detach(), rows.to(table.weight.dtype)]))
-        table.num_embeddings = len(table.weight)
-        self.encoder.num_items = self.encoder.config["num_items"] = len(table.weight) - 1
+        table.weight, table.num_embeddings = weight, len(weight)
+        self.encoder.num_items = self.encoder.config["num_items"] = len(weight) - 1
 
     # ------------------------------------------------------------------ on disk
 
@@ -534,56 +555,40 @@ class Recommender:
         """Write the recommender to a folder, in place of one that is there: encoder, index, and histories if any.
 
         Whatever happens meanwhile, the folder holds the old recommender or the new one; nothing in it can execute.
+        Several processes may write one folder: each waits for the one before, and the last one's stays.
 
         Raises:
             FileExistsError: the folder holds something else.
+            OSError: it cannot be written.
         """
         path = Path(folder)
-        record_file = path / RECORD
-        if path.is_dir() and not record_file.is_file():
-            others = [name for name in os.listdir(path) if not name.startswith(("files-", "."))]
-            if others:
-                raise FileInTheWay(
-                    f"{path} holds {sorted(others)[:3]} and no {RECORD}; it is not overwritten: give another folder."
-                )
-        files = path / f"files-{secrets.token_hex(8)}"
-        files.mkdir(parents=True)
-        try:
-            save_encoder(self.encoder, files / "encoder")
-            self.index.save(files / "index")
-            record = {
-                "kind": KIND,
-                "version": VERSION,
-                "folder": files.name,
+        with self._lock.reading:
+            content = {
                 "items": len(self),
                 "max_length": self.max_length,
-                "encoder": json.loads((files / "encoder" / "encoder.json").read_text(encoding="utf-8"))[
-                    "fingerprint"
-                ],
                 "data": self.data_fingerprint,
                 "histories": None,
             }
-            if self._histories is not None:
-                users, sequences = self._histories
-                items = pa.LargeListArray.from_arrays(sequences.offsets, sequences.items)
-                pq.write_table(pa.table({"user": users, "items": items}), files / "histories.parquet")
-                record["histories"] = checksum(files / "histories.parquet")
-            temporary = path / f".{RECORD}.{files.name}"
-            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            os.replace(temporary, record_file)
-        except BaseException:
-            shutil.rmtree(files, ignore_errors=True)
-            raise
-        for old in path.glob("files-*"):  # also of writers that were killed
-            if old.name != files.name:
-                shutil.rmtree(old, ignore_errors=True)
+
+            def write(files: Path) -> None:
+                save_encoder(self.encoder, files / "encoder")
+                self.index.save(files / "index")
+                description = read_mapping(files / "encoder" / "encoder.json")
+                content["encoder"] = description["fingerprint"]
+                if self._histories is not None:
+                    users, sequences = self._histories
+                    items = pa.LargeListArray.from_arrays(sequences.offsets, sequences.items)
+                    write_table(pa.table({"user": users, "items": items}), files / HISTORIES)
+                    content["histories"] = checksum(files / HISTORIES)
+
+            write_folder(path, KIND, VERSION, content, write, manifest=RECORD)
         return path
 
     @classmethod
     def load(
         cls, folder: Folder, encoder: SequenceEncoder | None = None, *, trust: bool = False
     ) -> "Recommender":
-        """Read a saved recommender.
+        """Read a saved recommender, also while another process replaces it.
 
         Args:
             folder: where it was saved; or a folder, as of a run, that holds one as ``recommender/``.
@@ -605,37 +610,27 @@ class Recommender:
                     "makes a recommender of it."
                 )
             return cls.from_run(folder, trust=True)
-        try:
-            record = json.loads((path / RECORD).read_text(encoding="utf-8"))
-            kind, version = record["kind"], record["version"]
-            files = path / Path(record["folder"]).name
-            max_length, fingerprint, histories = (
-                record[name] for name in ("max_length", "data", "histories")
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise InvalidValue(
-                f"{path / RECORD} is damaged ({error}); save or copy the recommender again."
-            ) from error
-        if kind != KIND or version != VERSION:
-            raise InvalidValue(
-                f"{path / RECORD} is of kind {kind!r} and version {version}; this library reads {KIND!r} {VERSION}."
-            )
-        loaded = load_encoder(
-            files / "encoder", _empty_encoder(files / "encoder") if encoder is None else encoder
-        )
-        made = cast(SequenceEncoder, loaded)
-        kept = None
-        if histories is not None:
-            file = files / "histories.parquet"
-            if not file.is_file() or checksum(file) != histories:
-                raise InvalidValue(f"{file} is missing or damaged; save or copy the recommender again.")
-            table = pq.read_table(file).combine_chunks()
-            lists = table["items"].combine_chunks()
-            kept = (
-                table["user"].to_pylist(),
-                Sequences(lists.flatten().to_numpy(), lists.offsets.to_numpy()),
-            )
-        return cls(made, Index.load(files / "index"), max_length, fingerprint, kept)
+
+        def read(record: dict[str, Any], files: Path) -> "Recommender":
+            empty = _empty_encoder(files / "encoder") if encoder is None else encoder
+            made = cast(SequenceEncoder, load_encoder(files / "encoder", empty))
+            if record["max_length"] > made.max_length:
+                raise InvalidValue(
+                    f"{path / RECORD} is damaged: max_length is {record['max_length']}, the encoder reads "
+                    f"{made.max_length}; save or copy the recommender again."
+                )
+            kept = None if record["histories"] is None else _read_histories(files / HISTORIES, record)
+            return cls(made, Index.load(files / "index"), record["max_length"], record["data"], kept)
+
+        return read_folder(path, KIND, VERSION, read, manifest=RECORD, fields=_FIELDS, defaults={"files": {}})
+
+
+def _read_histories(file: Path, record: Mapping[str, Any]) -> tuple[list[Id], Sequences]:
+    if not file.is_file() or checksum(file) != record["histories"]:
+        raise InvalidValue(f"{file} is missing or damaged; save or copy the recommender again.")
+    table = read_table(file).combine_chunks()
+    lists = table["items"].combine_chunks()
+    return table["user"].to_pylist(), Sequences(lists.flatten().to_numpy(), lists.offsets.to_numpy())
 
 
 def _saved_in(folder: Folder) -> Path | None:

@@ -72,11 +72,8 @@ def embed(
     folder, count = Path(out), len(inputs)  # type: ignore[arg-type]
     names = as_ids(np.arange(count) if ids is None else ids, "embed")
     columns = as_columns(metadata)
-    check_names(
-        metadata.column_names if isinstance(metadata, pa.Table) else list(columns),
-        (*OWN_COLUMNS, *RESERVED, *(["thumbnail"] if thumbnails else [])),
-        "embed",
-    )
+    names_given = metadata.column_names if isinstance(metadata, pa.Table) else list(columns)
+    check_names(names_given, (*OWN_COLUMNS, *RESERVED, *(["thumbnail"] if thumbnails else [])), "embed")
     for what, size in {"ids": len(names), **{name: len(values) for name, values in columns.items()}}.items():
         if size != count:
             raise InvalidValue(f"embed: {what} has {size} values for {count} inputs; give one for each.")

@@ -43,7 +43,7 @@ def write_folder(
         folder: made if missing. One that holds something else is refused.
         kind: what the folder is, as ``"contrastive index"``.
         version: of the format.
-        content: goes into the manifest, JSON-able.
+        content: goes into the manifest, JSON-able; ``write`` may add to it.
         write: writes files, or sub-folders with checksums of their own, into the folder that it is given.
         manifest: name of the manifest.
 
@@ -62,6 +62,7 @@ def write_folder(
             for path in sorted(path for path in files.iterdir() if path.is_file()):
                 listed[path.name] = {"bytes": path.stat().st_size, "sha256": checksum(path)}
                 _sync(path)
+            # After write(), which may add to the content.
             document = {"kind": kind, "version": version, "folder": files.name, "files": listed, **content}
             write_manifest(temporary, document)
             _sync(files)
@@ -88,6 +89,7 @@ def read_folder(
     checksums: bool = True,
     manifest: str = MANIFEST,
     fields: Mapping[str, Check] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> T:
     """What a folder holds, also while others replace it.
 
@@ -99,6 +101,7 @@ def read_folder(
         checksums: compare those of large files too. Small files, and the manifest, are compared in any case.
         manifest: name of the manifest.
         fields: what must stand in the manifest, see :func:`check_fields`.
+        defaults: what stands for entries that earlier versions did not write.
 
     Raises:
         FileNotFoundError: there is no such folder, or no manifest in it.
@@ -107,6 +110,7 @@ def read_folder(
     document = read_manifest(folder, kind, version, manifest)
     while True:
         try:
+            document = {**(defaults or {}), **document}
             check_fields(document, folder / manifest, {**_FIELDS, **(fields or {})})
             files = folder / document["folder"]
             if not files.is_dir():
@@ -287,13 +291,15 @@ def writing(folder: Path, state: str) -> Iterator[None]:
 
 def _refuse_others(folder: Path, kind: str, version: int, manifest: str) -> None:
     """Refuse a folder that holds something else; one of this kind may be damaged."""
-    if any(not name.startswith(("files-", ".")) for name in os.listdir(folder)):
+    found = sorted(name for name in os.listdir(folder) if not name.startswith(("files-", ".")))
+    if found:
         try:
             read_manifest(folder, kind, version, manifest)
         except (FileNotFoundError, ValueError) as error:
             if _kind(folder / manifest) != kind:
                 raise FileInTheWay(
-                    f"{folder} holds something that is no {kind}, and is not overwritten; give another folder."
+                    f"{folder} holds something that is no {kind} ({', '.join(found[:3])}), and is not overwritten; "
+                    "give another folder."
                 ) from error
 
 
