@@ -6,15 +6,14 @@ from operator import index
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from contrastive.data.images import Source, Split, as_image
+from contrastive.data.images import Images, Source, Split
 from contrastive.data.labels import labelled
 from contrastive.errors import FileMissing, InvalidValue
 
 
-class DatasetImages:
+class DatasetImages(Images):
     """Images of a map-style data set.
 
     Args:
@@ -29,9 +28,9 @@ class DatasetImages:
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def read(self, i: int, channels: int) -> Tensor:
+    def content(self, i: int) -> Any:
         """The image of item ``i``."""
-        return as_image(self.item(i)[0], channels)
+        return self.item(i)[0]
 
     def where(self, i: int) -> str:
         """The item's number."""

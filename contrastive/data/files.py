@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, features
-from torch import Tensor
 
-from contrastive.data.images import Note, Source, Split, decode
+from contrastive.data.images import Images, Note, Source, Split
 from contrastive.data.labels import labelled
 from contrastive.data.splits import by_split, split_of
 from contrastive.errors import FileMissing, InvalidValue
@@ -43,7 +42,7 @@ def readable() -> frozenset[str]:
     return frozenset(ending for ending, kind in Image.EXTENSION.items() if kind in formats) & PICTURES
 
 
-class FileImages:
+class FileImages(Images):
     """Images in files of their own.
 
     Args:
@@ -58,9 +57,9 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, i: int, channels: int) -> Tensor:
-        """Decode file ``i``."""
-        return decode(self.paths[i].read_bytes(), channels)
+    def content(self, i: int) -> bytes:
+        """The content of file ``i``."""
+        return self.paths[i].read_bytes()
 
     def where(self, i: int) -> str:
         """Its path."""

@@ -1,42 +1,50 @@
 """Images that are not read yet, and the ways to read them: one, all into a tensor, or batch by batch."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import accumulate
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
-from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
 from contrastive.data.loader import in_workers, reader
+from contrastive.data.pixels import Colour, Window, as_image, decode, read_any, scale
 from contrastive.errors import InvalidValue
+
+__all__ = ["ImageStream", "Images", "JoinedImages", "Note", "Source", "Split", "as_image", "decode", "scale"]
 
 MANY = 5000
 """Images for which reading by several processes is worth starting them."""
 
 
-class Images(Protocol):
+class Images(ABC):
     """Random access to the images of one source."""
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
-    def read(self, i: int, channels: int) -> Tensor:
-        """Image ``i`` as uint8 ``(channels, H, W)``, in its stored size."""
-        ...
+    @abstractmethod
+    def content(self, i: int) -> Any:
+        """Image ``i`` as it is stored: the bytes of a file, or an image in memory."""
 
+    @abstractmethod
     def where(self, i: int) -> str:
         """The place of image ``i``, for messages."""
-        ...
 
+    @abstractmethod
     def stamp(self, i: int) -> str:
         """Name and size of image ``i``, told without decoding it: what a stream's fingerprint is made of."""
-        ...
+
+    def read(
+        self, i: int, channels: int, window: Window = "bytes", background: Colour | None = None
+    ) -> Tensor:
+        """Image ``i`` as ``(channels, H, W)``, in its stored size, see :func:`contrastive.data.pixels.as_image`."""
+        return read_any(self.content(i), channels, window, background)
 
 
 class Note(NamedTuple):
@@ -86,7 +94,7 @@ class Source:
         return {topic: "; ".join(texts) for topic, texts in found.items()}
 
 
-class JoinedImages:
+class JoinedImages(Images):
     """Several collections of images one after the other."""
 
     def __init__(self, parts: Sequence[Images]) -> None:
@@ -100,10 +108,10 @@ class JoinedImages:
         number = int(np.searchsorted(self.ends, i, side="right"))
         return self.parts[number], i - (self.ends[number] - len(self.parts[number]))
 
-    def read(self, i: int, channels: int) -> Tensor:
+    def content(self, i: int) -> Any:
         """Image ``i``, counted over all parts."""
         part, place = self._part(i)
-        return part.read(place, channels)
+        return part.content(place)
 
     def where(self, i: int) -> str:
         """The place within its part."""
@@ -116,118 +124,51 @@ class JoinedImages:
         return part.stamp(place)
 
 
-def decode(content: bytes, channels: int) -> Tensor:
-    """Decode an image file: uint8 ``(channels, H, W)``, turned upright where its metadata say so.
-
-    Raises:
-        ValueError: if the bytes are no complete image.
-    """
-    try:
-        with Image.open(BytesIO(content)) as picture:
-            return as_image(ImageOps.exif_transpose(picture), channels)
-    except (OSError, SyntaxError) as error:  # what Pillow's decoders raise
-        raise InvalidValue(f"its {len(content)} bytes are no complete image ({error})") from error
-
-
-def as_image(value: Any, channels: int) -> Tensor:
-    """Turn an image in memory into a uint8 tensor.
-
-    Integers are taken as 0 to 255 and floats as 0 to 1. Grey becomes RGB by repetition, RGB becomes grey by
-    the weights of ITU-R BT.601, and an alpha channel is dropped. Of 16-bit PIL images the upper 8 bits remain.
-
-    Args:
-        value: PIL image, array ``(H, W)`` or ``(H, W, C)``, or tensor ``(H, W)`` or ``(C, H, W)``.
-        channels: 1 or 3.
-
-    Returns:
-        uint8 ``(channels, H, W)``.
-
-    Raises:
-        ValueError: if the value is no such image.
-    """
-    if isinstance(value, Image.Image):
-        if value.mode.startswith("I;16"):
-            value = Image.fromarray((np.array(value) >> 8).astype(np.uint8))
-        if value.mode in ("I", "F"):
-            raise InvalidValue(
-                f"PIL mode {value.mode!r} has no fixed range; convert the image to 'L' or 'RGB'"
-            )
-        value = np.array(value.convert("RGB" if channels == 3 else "L"))
-    if isinstance(value, np.ndarray):
-        tensor = torch.from_numpy(value.copy())
-        tensor = tensor.movedim(-1, 0) if tensor.ndim == 3 else tensor
-    elif isinstance(value, Tensor):
-        tensor = value
-    else:
-        raise InvalidValue(f"a {type(value).__name__} is no image; use a PIL image, an array or a tensor")
-    if tensor.ndim == 2:
-        tensor = tensor[None]
-    if tensor.is_floating_point() and tensor.min() >= 0 and tensor.max() <= 1:
-        tensor = (tensor * 255).round().to(torch.uint8)
-    if tensor.dtype != torch.uint8 or tensor.ndim != 3 or not 1 <= tensor.shape[0] <= 4:
-        shape = tuple(np.shape(value))
-        raise InvalidValue(
-            f"a {type(value).__name__} of shape {shape} and type {value.dtype} is no image; use uint8, or floats from "
-            "0 to 1, of shape (H, W) or with 1 to 4 channels, last in an array and first in a tensor"
-        )
-    if tensor.shape[0] in (2, 4):
-        tensor = tensor[:-1]
-    if tensor.shape[0] == channels:
-        return tensor
-    if channels == 3:
-        return tensor.expand(3, -1, -1)
-    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
-    return (tensor * weights).sum(0, keepdim=True).round().to(torch.uint8)
-
-
-def scale(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Scale an image until it covers ``size``, keeping its aspect, and cut out the centre.
-
-    Args:
-        image: uint8 ``(C, H, W)``.
-        size: height and width of the result.
-
-    Returns:
-        uint8 ``(C, *size)``.
-    """
-    height, width = image.shape[1:]
-    if (height, width) == size:
-        return image
-    factor = max(size[0] / height, size[1] / width)
-    inner = (max(size[0], round(height * factor)), max(size[1], round(width * factor)))
-    scaled = interpolate(image[None].float(), inner, mode="bilinear", antialias=True)[0]
-    top, left = (inner[0] - size[0]) // 2, (inner[1] - size[1]) // 2
-    return scaled[:, top : top + size[0], left : left + size[1]].round().clamp(0, 255).to(torch.uint8)
-
-
 class ImageStream(Dataset[Tensor]):
     """Images read anew whenever they are asked for.
 
-    ``stream[rows]``, for the numbers of B images, is uint8 ``(B, C, H, W)``.
+    ``stream[rows]``, for the numbers of B images, is ``(B, C, H, W)``: uint8, or with a window float32 in [0, 1].
 
     Args:
         images: where they are read from.
         channels: 1 or 3.
         size: height and width they are scaled to; None needs images that all have the size of the first.
+        window: see :func:`contrastive.data.pixels.as_image`.
+        background: likewise.
 
     Raises:
         ValueError: if an image cannot be read (its place and the reason are named), or differs in size.
     """
 
-    def __init__(self, images: Images, channels: int, size: tuple[int, int] | None) -> None:
+    def __init__(
+        self,
+        images: Images,
+        channels: int,
+        size: tuple[int, int] | None,
+        window: Window = "bytes",
+        background: Colour | None = None,
+    ) -> None:
         self.images = images
         self.channels = channels
         self.size = size
+        self.window: Window = window
+        self.background = background
+        self.dtype = torch.uint8 if window == "bytes" else torch.float32
         channels, height, width = self.read(0).shape
         self.shape = (channels, height, width)
 
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def bytes_each(self) -> int:
+        """Bytes that one image takes in memory."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def read(self, i: int) -> Tensor:
-        """Image ``i``: uint8 ``(C, H, W)``, scaled if a size is set."""
+        """Image ``i``: ``(C, H, W)``, scaled if a size is set."""
         try:
-            image = self.images.read(i, self.channels)
+            image = self.images.read(i, self.channels, self.window, self.background)
         except Exception as error:
             raise InvalidValue(
                 f"ImageData cannot read the image at {self.images.where(i)}: {error}. Repair or remove it; "
@@ -247,10 +188,10 @@ class ImageStream(Dataset[Tensor]):
         return torch.stack(batch)
 
     def load(self, num_workers: int = 0) -> Tensor:
-        """Read all images at once, by ``num_workers`` processes if there are many: uint8 ``(N, C, H, W)``."""
-        out = torch.empty((len(self), *self.shape), dtype=torch.uint8)
+        """Read all images at once, by ``num_workers`` processes if there are many: ``(N, C, H, W)``."""
+        out = torch.empty((len(self), *self.shape), dtype=self.dtype)
         # Blocks of about 1 MB pass through shared memory, of which containers have little.
-        blocks = torch.arange(len(self)).split(max(1, (1 << 20) // math.prod(self.shape)))  # type: ignore[no-untyped-call]
+        blocks = torch.arange(len(self)).split(max(1, (1 << 20) // self.bytes_each))  # type: ignore[no-untyped-call]
         workers = num_workers if len(self) >= MANY else 0
         for rows, images in zip(blocks, in_workers(reader(self, blocks, workers)), strict=True):
             out[rows[0] : rows[-1] + 1] = images

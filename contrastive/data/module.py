@@ -1,19 +1,22 @@
 """The Lightning data module of images, and what it shares with that of plain tensors."""
 
 import hashlib
-import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
+from PIL import ImageColor
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from contrastive.data.images import ImageStream, JoinedImages, Source, Split
+from contrastive.data.levels import Levels, are_deep, percentiles_of, spread
 from contrastive.data.loader import Loader
+from contrastive.data.pixels import Colour, Window, check_window
 from contrastive.data.sources import Columns, few_of_each, long_tail, open_source, stratified_split
 from contrastive.errors import InvalidValue
 
@@ -246,7 +249,7 @@ class DataModule(LightningDataModule):
 
 
 class ImageData(DataModule):
-    """Images of many kinds of sources, as batches of uint8 ``(B, C, H, W)``.
+    """Images of many kinds of sources, as batches ``(B, C, H, W)`` of uint8, or of float32 where 8 bits are not enough.
 
     Images that fit are decoded once into memory, where a batch is one indexing operation; others are read and
     decoded when their turn comes. The constructor reads nothing.
@@ -288,6 +291,13 @@ class ImageData(DataModule):
         labels: False reads no labels: all images below a folder belong to it, as where folders are dates.
         image_column: name of the column of paths in a list, or of images in Parquet; the usual names are found.
         label_column: name of the column of labels, likewise.
+        window: stored values ``(low, high)`` that become 0 and 1, others are cut, as ``(900, 1300)`` of an X-ray; images
+            are float32 then. Without one, 8 bits stay uint8, and what has more (16-bit PNG, TIFF, PGM, arrays of uint16 or
+            floats) becomes float32 by the range of its type; files without such a range need a window.
+        percentiles: the window by percentiles of the values in the training images, as ``(1, 99)``; taken of at most 256
+            images. A saved configuration holds the window that came of it.
+        background: colour to put under transparent pixels, as ``"white"`` or ``"#808080"``; None drops the alpha
+            channel and shows what colours lie under it.
 
     Raises:
         ValueError: if an argument is out of its range. The source is looked at when it is first needed, and
@@ -314,6 +324,9 @@ class ImageData(DataModule):
         labels: bool = True,
         image_column: str | None = None,
         label_column: str | None = None,
+        window: tuple[float, float] | None = None,
+        percentiles: tuple[float, float] | None = None,
+        background: str | None = None,
     ) -> None:
         super().__init__(
             batch_size, validation_fraction, seed, num_workers, imbalance, imbalance_profile, labels_per_class
@@ -332,6 +345,16 @@ class ImageData(DataModule):
         self.in_memory = in_memory
         self.download = download
         self.columns = Columns(labels, image_column, label_column)
+        self.window = check_window("ImageData: window", window)
+        self.percentiles = check_window("ImageData: percentiles", percentiles)
+        if self.percentiles is not None and not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise InvalidValue(f"ImageData(percentiles={percentiles}): give two numbers from 0 to 100.")
+        if window is not None and percentiles is not None:
+            raise InvalidValue(
+                f"ImageData(window={window}, percentiles={percentiles}): give one of the two, the other follows from it."
+            )
+        self.background = background
+        self._under = None if background is None else _colour(background)
 
     def prepare_data(self) -> None:
         """Fetch missing data, if asked to; called by Lightning in one process."""
@@ -346,7 +369,65 @@ class ImageData(DataModule):
     @property
     def notes(self) -> dict[str, str]:
         """What there is to say of the source, by topic: columns that were used, what was passed over, warnings."""
-        return self.opened.summary
+        found = self.notes_of_source
+        said = [text for text in (found.pop("warning", ""), self._few_levels) if text]
+        return {**found, "warning": "; ".join(said)} if said else found
+
+    @property
+    def notes_of_source(self) -> dict[str, str]:
+        """The notes without a look at the levels that images use."""
+        found = dict(self.opened.summary)
+        window = self.decoding["window"]
+        if isinstance(window, tuple):
+            by = (
+                f" ({self.percentiles[0]:g} and {self.percentiles[1]:g} % of the values)"
+                if self.percentiles
+                else ""
+            )
+            found["window"] = f"{window[0]:g} to {window[1]:g}{by}"
+        return found
+
+    @cached_property
+    def decoding(self) -> dict[str, Any]:
+        """How the files are decoded: the arguments ``window`` and ``background`` of ``data.pixels.decode``."""
+        images = self.opened.train.images
+        window: Window = self.window or ("own" if are_deep(images) else "bytes")
+        if self.percentiles is not None:
+            low, high = percentiles_of(images, self.percentiles)
+            if low == high:
+                raise InvalidValue(
+                    f"ImageData(percentiles={self.percentiles}): both are the value {low:g} in the training images; set "
+                    "them wider apart, or give window=(min, max)."
+                )
+            window = low, high
+        return {"window": window, "background": self._under}
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The arguments by which another ImageData reads its files in the same way."""
+        window = self.decoding["window"]
+        return {"window": window if isinstance(window, tuple) else None, "background": self.background}
+
+    @cached_property
+    def _few_levels(self) -> str | None:
+        """What to say if the training images use few grey levels, by a look at some of them."""
+        found = Levels()
+        for i in spread(self.known.train_size, 64):
+            with suppress(InvalidValue):  # check_data names what cannot be read
+                found.add(self._streams[0].read(i))
+        return self.advise(found)
+
+    def advise(self, found: Levels) -> str | None:
+        """What to say of the levels that images use, and the window that they would fill."""
+        images = self.opened.train.images
+        said = found.few(deep=are_deep(images))
+        if said is None:
+            return None
+        low, high = percentiles_of(images, (0.1, 99.9))
+        return (
+            f"{said}, so the images look nearly of one tone; values go from {low:g} to {high:g}: set window=[{low:g}, "
+            f"{high:g}] or percentiles=[0.1, 99.9]"
+        )
 
     @cached_property
     def _train(self) -> Split:
@@ -386,7 +467,9 @@ class ImageData(DataModule):
     def _streams(self) -> list[ImageStream]:
         """The training set and, if there is one, the test set."""
         splits = [self._train] if self.opened.test is None else [self._train, self.opened.test]
-        return [ImageStream(split.images, self.channels, self.target_size) for split in splits]
+        return [
+            ImageStream(split.images, self.channels, self.target_size, **self.decoding) for split in splits
+        ]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -399,7 +482,7 @@ class ImageData(DataModule):
 
         The fingerprint covers class names, labels and pixels in memory, or names and file sizes of a stream.
         """
-        bytes_needed = sum(len(stream) * math.prod(stream.shape) for stream in self._streams)
+        bytes_needed = sum(len(stream) * stream.bytes_each for stream in self._streams)
         keep = bytes_needed <= MEMORY_BUDGET if self.in_memory == "auto" else self.in_memory
         digest = hashlib.sha256(repr(self.class_names).encode())
         inputs: list[Tensor | ImageStream] = []
@@ -413,6 +496,8 @@ class ImageData(DataModule):
                 add_to_digest(digest, content)
             else:
                 digest.update("\n".join(map(stream.images.stamp, range(len(stream)))).encode())
+                if (stream.window, stream.background) != ("bytes", None):
+                    digest.update(f"{stream.window} {stream.background}".encode())
         return Inputs(inputs[0], inputs[1] if len(inputs) > 1 else None, digest.hexdigest()[:16])
 
 
@@ -421,6 +506,15 @@ def add_to_digest(digest: "hashlib._Hash", tensor: Tensor | None) -> None:
     if tensor is not None:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+
+
+def _colour(name: str) -> Colour:
+    try:
+        return ImageColor.getrgb(name)[:3]  # type: ignore[return-value]
+    except (ValueError, AttributeError) as error:
+        raise InvalidValue(
+            f"ImageData(background={name!r}): give the name of a colour, as 'white', or its value, as '#808080'."
+        ) from error
 
 
 def _cores() -> int:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from contrastive.checks import shown
-from contrastive.data.images import Images, JoinedImages, Note, Source, Split, decode
+from contrastive.data.images import Images, JoinedImages, Note, Source, Split
 from contrastive.data.labels import labelled, text_classes
 from contrastive.data.lists import LABEL_COLUMNS, column_of, unused_columns
 from contrastive.data.splits import split_of
@@ -20,7 +19,7 @@ from contrastive.errors import FileMissing, InvalidValue
 IMAGE_COLUMNS = ("image", "img", "image_bytes")
 
 
-class ParquetImages:
+class ParquetImages(Images):
     """Encoded images in a column of one Parquet file; the encoded bytes are held in memory.
 
     Args:
@@ -41,12 +40,12 @@ class ParquetImages:
         content: bytes | None = self.chunks[number][i - int(self.starts[number])].as_py()
         return content
 
-    def read(self, i: int, channels: int) -> Tensor:
-        """Decode row ``i``."""
+    def content(self, i: int) -> bytes:
+        """The bytes in row ``i``."""
         content = self._content(i)
         if content is None:
             raise InvalidValue("the row holds no bytes")
-        return decode(content, channels)
+        return content
 
     def where(self, i: int) -> str:
         """File and row, counted from 0."""
