@@ -92,6 +92,7 @@ class SaveRun(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write both files."""
         data = getattr(trainer, "datamodule", None)
+        fix_window(self.config, data)
         write_text(self.folder / "config.yaml", self.parser.dump(self.config, skip_none=False))
         record = {
             "command": shlex.join(["contrastive", *self.words]),
@@ -103,6 +104,18 @@ class SaveRun(SaveConfigCallback):
             "devices": trainer.world_size,
         }
         write_text(self.folder / "run.json", json.dumps(record, indent=2, default=str) + "\n")
+
+
+def fix_window(config: Any, data: Any) -> None:
+    """Write the window that percentiles came to into a configuration, so that whoever reads it reads alike.
+
+    Args:
+        config: The resolved configuration.
+        data: The data module.
+    """
+    arguments = (config.get("data") or {}).get("init_args")
+    if arguments is not None and arguments.get("percentiles") is not None and hasattr(data, "reading"):
+        arguments["window"], arguments["percentiles"] = list(data.reading["window"]), None
 
 
 def git_commit() -> str | None:

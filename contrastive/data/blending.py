@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from contrastive.data.base import DataModule, Inputs, Known, add_to_digest
 from contrastive.data.images import ImageStream, Source, Split
-from contrastive.data.module import DataModule, Inputs, Known, add_to_digest
 from contrastive.data.sources import open_source, stratified_split
 from contrastive.errors import InvalidValue
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contrastive.data.base import DataModule, Inputs, Known, add_to_digest
 from contrastive.data.images import ImageStream, Split
 from contrastive.data.labels import align_labels, integer_classes
 from contrastive.data.loader import Loader
-from contrastive.data.module import DataModule, Inputs, Known, add_to_digest
 from contrastive.data.sources import open_source
 from contrastive.errors import FileMissing, InvalidValue
 from contrastive.reading import read_array, read_tensors

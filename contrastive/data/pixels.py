@@ -15,8 +15,8 @@ from contrastive.checks import shown
 from contrastive.errors import InvalidValue
 
 Window = Literal["bytes", "own"] | tuple[float, float]
-"""What becomes of stored values: ``"bytes"`` gives uint8, of 16 bits the upper 8; ``"own"`` float32 in [0, 1], each image
-by the range of its own type; ``(low, high)`` float32 in [0, 1], from values as they are stored, cut at both ends."""
+"""What becomes of stored values: ``"bytes"`` gives uint8, of 16 bits the upper 8; ``"own"`` float32 in [0, 1], each
+image by the range of its own type; ``(low, high)`` float32 too, where ``low`` becomes 0 and ``high`` 1."""
 
 Colour = tuple[int, int, int]
 

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from contrastive.data.base import DataModule, Inputs, Known, add_to_digest
 from contrastive.data.labels import as_integers, integer_classes
-from contrastive.data.module import DataModule, Inputs, Known, add_to_digest
 from contrastive.errors import InvalidValue
 
 

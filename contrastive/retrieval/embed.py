@@ -52,7 +52,8 @@ def embed(
         out: folder to write to, or to go on in.
         ids: ``(N,)`` integers or strings; 0 to N - 1 by default.
         metadata: further columns, N values each, or a table.
-        thumbnails: add a column ``thumbnail`` with each input as PNG; inputs must be uint8 images ``(B, C, H, W)``.
+        thumbnails: add a column ``thumbnail`` with each input as PNG; inputs must be images ``(B, C, H, W)``, uint8 or
+            floating point in [0, 1].
         fingerprint: of the encoder: the index remembers it, and a run with another encoder does not go on here.
         data: fingerprint of the inputs, to the same end.
         about: what else to record in the manifest, JSON-able, as the preprocessing; to the same end.
@@ -167,10 +168,14 @@ def embed_run(
     data: Any = prepare_data(run, trust=trust)
     if source is not None:
         shape = tuple(getattr(data, "image_shape", (3, 32, 32)))
-        data = ImageData(source, size=shape[1:], channels=1 if shape[0] == 1 else 3)
+        reading = getattr(data, "reading", {})
+        data = ImageData(source, size=shape[1:], channels=1 if shape[0] == 1 else 3, **reading)
         data.prepare_data()
     described = describe_encoder(run)
     preprocessing = {"shape": getattr(data, "image_shape", None)}
+    preprocessing |= {
+        name: value for name, value in getattr(data, "reading", {}).items() if value is not None
+    }
     preprocessing |= {name: (described.get("config") or {}).get(name) for name in ("mean", "std")}
     return _embed_data(
         load_run_encoder(run, trust=trust),
@@ -344,17 +349,19 @@ class _Called(nn.Module):
 
 
 def png(image: Tensor) -> bytes:
-    """A uint8 image ``(C, H, W)`` of one or three channels as a PNG file.
+    """An image ``(C, H, W)`` of one or three channels, uint8 or floating point in [0, 1], as a PNG file.
 
     Raises:
         ValueError: something else was given.
     """
     from PIL import Image
 
+    if image.is_floating_point() and image.numel() and image.min() >= 0 and image.max() <= 1:
+        image = (image * 255).round().to(torch.uint8)
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
         raise InvalidValue(
-            f"thumbnails need uint8 images (C, H, W) of 1 or 3 channels, got {tuple(image.shape)} {image.dtype}; pass "
-            "thumbnails=False."
+            f"thumbnails need uint8 images, or floats in [0, 1], (C, H, W) of 1 or 3 channels, got "
+            f"{tuple(image.shape)} {image.dtype}; pass thumbnails=False."
         )
     pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
     buffer = io.BytesIO()

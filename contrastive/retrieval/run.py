@@ -261,8 +261,11 @@ def _encode_by_run(run: Folder, image: str, trust: bool) -> tuple[str | None, Ar
     from contrastive.evaluation.results import describe_encoder
     from contrastive.evaluation.run import load_run_encoder, prepare_data
 
-    shape = prepare_data(run, trust=trust).image_shape
-    return describe_encoder(run).get("fingerprint"), _encode(load_run_encoder(run, trust=trust), image, shape)
+    data = prepare_data(run, trust=trust)
+    vector = _encode(
+        load_run_encoder(run, trust=trust), image, data.image_shape, **getattr(data, "decoding", {})
+    )
+    return describe_encoder(run).get("fingerprint"), vector
 
 
 def _encode_by_name(
@@ -283,8 +286,8 @@ def _encode_by_name(
     return named.fingerprint, vectors
 
 
-def _encode(encoder: nn.Module, image: str, shape: tuple[int, int, int]) -> Array:
-    """The vector ``(1, D)`` of an image file, brought to ``(C, H, W)``."""
+def _encode(encoder: nn.Module, image: str, shape: tuple[int, int, int], **decoding: Any) -> Array:
+    """The vector ``(1, D)`` of an image file, decoded like the data and brought to ``(C, H, W)``."""
     from contrastive.data.images import decode, scale
     from contrastive.evaluation.features import extract_features
 
@@ -292,6 +295,6 @@ def _encode(encoder: nn.Module, image: str, shape: tuple[int, int, int]) -> Arra
     if not path.is_file():
         raise FileMissing(f"search: there is no image {image}; give the path of a file.")
     channels, *size = shape
-    pixels = scale(decode(path.read_bytes(), channels), (size[0], size[1]))
+    pixels = scale(decode(path.read_bytes(), channels, **decoding), (size[0], size[1]))
     features = extract_features(encoder, [(pixels[None], torch.zeros(1, dtype=torch.int64))])
     return features.vectors.numpy()

@@ -96,7 +96,7 @@ def test_what_lies_beside_splits_is_named(write_images):
     root = write_images({"train/cat/1.png": 1, "test/cat/1.png": 1, "masks/1.png": 1, "masks/2.png": 1})
     (root / "README.md").write_text("pets")
     data = ImageData(str(root))
-    assert data.notes == {"passed over": "2 pictures in masks, 1 .md"}
+    assert data.notes_of_source == {"passed over": "2 pictures in masks, 1 .md"}
 
 
 def test_a_test_source_with_splits_gives_its_test_split(write_images, tmp_path):

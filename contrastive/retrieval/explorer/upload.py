@@ -44,7 +44,7 @@ class ImageEncoder:
 
         self._encoder = load_run_encoder(run, trust=trust).eval()
         self.fingerprint = describe_encoder(run).get("fingerprint")
-        self.shape = _image_shape(run, trust)
+        self.shape, self._decoding = _image_shape(run, trust)
         self._encoding = Lock()  # a network in use by several threads at once would only make them all wait
 
     @torch.no_grad()
@@ -54,7 +54,7 @@ class ImageEncoder:
         Raises:
             ValueError: the file is no image of a supported format, or is too large.
         """
-        image = scale(as_image(decode(content), self.shape[0]), self.shape[1:])
+        image = scale(as_image(decode(content), self.shape[0], **self._decoding), self.shape[1:])
         with self._encoding:
             features: NDArray[Any] = self._encoder(image[None])[0].float().numpy()
         return features
@@ -75,18 +75,21 @@ def decode(content: bytes) -> Image.Image:
                     f"the image has {picture.width} x {picture.height} pixels; at most {MOST_PIXELS:,} are accepted; "
                     "scale it down"
                 )
-            return ImageOps.exif_transpose(picture).convert("RGB")
+            return ImageOps.exif_transpose(picture)
     except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InvalidValue(
             f"the file is not an image that can be read ({error}); send one of {', '.join(FORMATS)}"
         ) from error
 
 
-def _image_shape(run: str | os.PathLike[str], trust: bool) -> tuple[int, int, int]:
+def _image_shape(run: str | os.PathLike[str], trust: bool) -> tuple[tuple[int, int, int], dict[str, Any]]:
+    """``(C, H, W)`` of a run's images, and how they are decoded."""
     from contrastive.evaluation.run import build_data
 
     try:
-        channels, height, width = build_data(run, trust=trust).image_shape
+        data = build_data(run, trust=trust)
+        channels, height, width = data.image_shape
+        decoding = getattr(data, "decoding", {})
     except InvalidValue:
         raise
     except Exception as error:  # anyone's code reads the data
@@ -94,4 +97,4 @@ def _image_shape(run: str | os.PathLike[str], trust: bool) -> tuple[int, int, in
             f"explore(run={str(run)!r}): the size of the run's images is not known, since its data cannot be opened "
             f"({type(error).__name__}: {error}); bring the data back, or leave run out and search by items"
         ) from error
-    return channels, height, width
+    return (channels, height, width), decoding
