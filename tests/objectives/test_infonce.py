@@ -147,6 +147,38 @@ def test_momentum_keys_are_told_from_those_of_other_samples():
         assert objective(queries[:1], keys[:1]).item() == 0
 
 
+class Noise(torch.nn.Module):
+    def forward(self, inputs, generator):
+        return [inputs + 0.1 * torch.randn(inputs.shape, generator=generator) for _ in range(2)]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore:.*LeafSpec:FutureWarning")
+def test_moco_v3_is_momentum_keys_in_both_directions():
+    from lightning.pytorch import Trainer
+
+    from contrastive import MLPEncoder, Pretrain, ProjectionHead, TensorData
+
+    module = Pretrain(
+        MLPEncoder(5, [8]), InfoNCE(0.2, momentum_keys=True), ProjectionHead(8, 4), Noise(),
+        momentum=0.99, symmetric=True,
+    )  # fmt: skip
+    pairs = []
+    module.objective.register_forward_hook(lambda _, views, loss: pairs.append((views, loss.detach())))
+    trainer = Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=TensorData(torch.randn(16, 5), batch_size=8, validation_fraction=0))
+    assert len(pairs) == 2
+    for (queries, keys), loss in pairs:
+        assert queries.requires_grad
+        assert not keys.requires_grad
+        q, k = (torch.nn.functional.normalize(z.detach(), dim=1) for z in (queries, keys))
+        expected = torch.nn.functional.cross_entropy(q @ k.T / 0.2, torch.arange(8))
+        torch.testing.assert_close(loss, expected)
+    assert float(trainer.callback_metrics["loss"]) == pytest.approx(float(pairs[0][1] + pairs[1][1]) / 2)
+
+
 def test_the_width_of_weighted_positives_is_that_of_the_function():
     views = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0))
     for sigma in (0.2, 0.9):

@@ -59,7 +59,7 @@ def command(name, *words):
 
 @pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
 def test_every_command_takes_a_checkpoint_of_every_head(heads, folder):
-    trained = command("fit", *heads, "--trainer.max_epochs=2")
+    trained = command("fit", *heads, "--trainer.max_epochs=1")
     weights = trained.model.state_dict()
     words = (*heads, "--ckpt_path=last")
     validated = command("validate", *words)
