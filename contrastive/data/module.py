@@ -1,15 +1,16 @@
 """The Lightning data module of images."""
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from PIL import ImageColor
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from contrastive.checks import check_whole, shown
 from contrastive.data.base import DataModule, Inputs, Known, add_to_digest
 from contrastive.data.images import ImageStream, JoinedImages, Source, Split
 from contrastive.data.levels import Levels, are_deep, percentiles_of, spread
@@ -19,6 +20,8 @@ from contrastive.errors import InvalidValue
 
 MEMORY_BUDGET = 4 << 30
 """Bytes of decoded images up to which ``in_memory="auto"`` holds them all in memory."""
+
+COLOURS: dict[str, Colour] = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
 
 
 class ImageData(DataModule):
@@ -69,8 +72,8 @@ class ImageData(DataModule):
             uint16 or floats) becomes float32 by the range of its type; files without such a range need a window.
         percentiles: the window by percentiles of the values in the training images, as ``(1, 99)``; taken of at most
             256 images. A saved configuration holds the window that came of it.
-        background: colour to put under transparent pixels, as ``"white"`` or ``"#808080"``; None drops the alpha
-            channel and shows what colours lie under it.
+        background: colour to put under transparent pixels, ``"white"``, ``"black"``, ``"grey"`` or three numbers from 0
+            to 255; None drops the alpha channel and shows what colours lie under it.
 
     Raises:
         ValueError: if an argument is out of its range. The source is looked at when it is first needed, and
@@ -99,7 +102,7 @@ class ImageData(DataModule):
         label_column: str | None = None,
         window: tuple[float, float] | None = None,
         percentiles: tuple[float, float] | None = None,
-        background: str | None = None,
+        background: Literal["white", "black", "grey"] | tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__(
             batch_size, validation_fraction, seed, num_workers, imbalance, imbalance_profile, labels_per_class
@@ -276,10 +279,12 @@ class ImageData(DataModule):
         return Inputs(inputs[0], inputs[1] if len(inputs) > 1 else None, digest.hexdigest()[:16])
 
 
-def _colour(name: str) -> Colour:
-    try:
-        return ImageColor.getrgb(name)[:3]  # type: ignore[return-value]
-    except (ValueError, AttributeError) as error:
-        raise InvalidValue(
-            f"ImageData(background={name!r}): give the name of a colour, as 'white', or its value, as '#808080'."
-        ) from error
+def _colour(background: Any) -> Colour:
+    given = COLOURS.get(background, background) if isinstance(background, str) else background
+    if not isinstance(given, str) and isinstance(given, Sequence) and len(given) == 3:
+        red, green, blue = (check_whole("ImageData", "background", part, 0, 255) for part in given)
+        return red, green, blue
+    raise InvalidValue(
+        f"ImageData(background={shown(background)}): give {', '.join(map(repr, COLOURS))} or three numbers from 0 to "
+        "255."
+    )

@@ -132,7 +132,8 @@ def test_scale_of_floats_is_not_rounded():
         ({"window": 7}, "window is"),
         ({"percentiles": (1, 101)}, "percentiles"),
         ({"window": (0, 1), "percentiles": (1, 99)}, "give one of the two"),
-        ({"background": "nocolour"}, "name of a colour"),
+        ({"background": "textures"}, "give 'white', 'black', 'grey' or three numbers"),
+        ({"background": (0, 0, 256)}, "background is 256"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):

@@ -1,6 +1,10 @@
+import sys
+from pathlib import Path
+
 import lightning.pytorch as pl
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from contrastive.cli import main
@@ -250,3 +254,25 @@ def test_a_background_that_is_no_class_is_refused(parts, trainer, background, na
 def test_a_name_needs_data_that_name_their_classes(parts, trainer):
     with pytest.raises(ValueError, match="'control', but the data name no classes"):
         trainer().fit(build(parts, background="control"), datamodule=parts.Vectors())
+
+
+def test_own_folders_take_the_place_of_blended_data(tmp_path, monkeypatch, capsys):
+    """The configuration's background is a source there; it is not taken for the colour under transparent pixels."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    for name, value in (("case", 0), ("control", 255)):
+        (tmp_path / "two" / name).mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (16, 16), (value, 16 * i, 0)).save(tmp_path / "two" / name / f"{i}.png")
+    config = Path(__file__).parents[2] / "configs" / "vision" / "separate_digits.yaml"
+    data = ["--data=ImageData", "--data.source=two", "--data.batch_size=8", "--model.background=control"]
+    short = [
+        "--trainer.max_epochs=1",
+        "--trainer.enable_progress_bar=false",
+        "--data.validation_fraction=0.25",
+    ]
+    ends = ["--extras.evaluate=false", "--extras.report=false"]
+    assert main(["fit", f"--config={config}", *data, *short, *ends]) == 0
+    plan = capsys.readouterr().out
+    assert "background     control (6)" in plan
+    assert "targets        case (6)" in plan
