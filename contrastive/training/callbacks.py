@@ -89,8 +89,10 @@ class SaveOnStop(Callback):
 
     Ctrl-C, a termination signal and a closed terminal (SIGHUP) let the batch under way finish and then end the run,
     leaving ``checkpoints/interrupted.ckpt`` in the run folder; the resumed run (``trainer.fit(..., ckpt_path=...)``)
-    repeats an uninterrupted one exactly. Where several processes train together, a signal in one of them stops all,
-    after the same batch. A second Ctrl-C ends the process at once; then the batch under way is lost.
+    repeats an uninterrupted one exactly, and begins a validation anew that was stopped. After the last batch of an
+    epoch, the run ends in the validation that follows, or else after the next batch. Where several processes train
+    together, a signal in one of them stops all, after the same batch. A second Ctrl-C ends the process at once; then
+    the batch under way is lost.
 
     A ``FloatingPointError`` leaves ``checkpoints/not_finite.ckpt``, with the weights before the bad step; a
     run resumed from it passes over the bad batch. Other errors save nothing: with several processes they have
@@ -101,12 +103,12 @@ class SaveOnStop(Callback):
     def __init__(self) -> None:
         self._signals = Signals()
         self._watch: Watch | None = None
-        self._agreed = False  # all processes are about to stop here
+        self._stopping = False  # all processes are about to stop here
         self._common_batches: list[int] = []  # of each validation loader, as many as every process has
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Watch over the other processes, if there are any."""
-        self._agreed = False
+        self._stopping = False
         if stage == "fit" and trainer.world_size > 1:
             self._watch = Watch.over(trainer)
 
@@ -115,8 +117,9 @@ class SaveOnStop(Callback):
         self._signals.take_over(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Stop here if asked to."""
-        self._stop_if_asked(trainer)
+        """Stop here if asked to, unless an epoch ends here: a resumed run would pass over what is done then."""
+        if not (trainer.is_last_batch or 0 <= trainer.max_steps <= trainer.global_step):
+            self._stop_if_asked(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the batches that all processes have: their shares of the data may differ."""
@@ -147,7 +150,7 @@ class SaveOnStop(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save, if there is anything to save and all processes are here."""
         self._signals.give_back()
-        together = trainer.world_size == 1 or self._agreed or getattr(exception, "everywhere", False)
+        together = trainer.world_size == 1 or self._stopping or getattr(exception, "everywhere", False)
         if self._watch is not None:
             self._watch.stop()
             if not together:
@@ -164,6 +167,15 @@ class SaveOnStop(Callback):
             trainer.save_checkpoint(path)
             rank_zero_info(f"Saved {path} at step {trainer.global_step}; resume with ckpt_path={path}")
 
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let a run that is stopped in validation begin this validation anew; Lightning would pass over it."""
+        if self._stopping and trainer.validating:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            progress |= {"total": begun, "current": dict.fromkeys(begun, 0), "is_last_batch": False}
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """End the watch."""
         if self._watch is not None:
@@ -173,7 +185,7 @@ class SaveOnStop(Callback):
     def _stop_if_asked(self, trainer: Trainer) -> None:
         (signum,) = agree(trainer, self._signals.asked)
         if signum:
-            self._agreed = True
+            self._stopping = True
             raise stopped_by(signum)
 
 

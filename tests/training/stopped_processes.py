@@ -50,6 +50,15 @@ class Strike(pl.Callback):
         self._strike(trainer, batch_idx, True)
 
 
+class ValidationLosses(pl.Callback):
+    """Write them to FOLDER/val_loss.txt as they come."""
+
+    def on_validation_end(self, trainer, pl_module):
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            with open(Path(trainer.default_root_dir) / "val_loss.txt", "a") as file:
+                file.write(f"{float(trainer.callback_metrics['val_loss'])!r}\n")
+
+
 def send(signum):
     return lambda: os.kill(os.getpid(), signum)
 
@@ -86,7 +95,11 @@ def train(folder, callbacks=(), checkpoint=None, objective=TinyNCE):
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[ModelCheckpoint(folder / "checkpoints", "last", save_top_k=1), *callbacks],
+        callbacks=[
+            ModelCheckpoint(folder / "checkpoints", "last", save_top_k=1),
+            ValidationLosses(),
+            *callbacks,
+        ],
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from contrastive import load_encoder
-from contrastive.data import Loader
+from contrastive.data import Loader, TensorData
 from contrastive.encoders import MLPEncoder, ProjectionHead
 from contrastive.training import (
     CollapseMonitor,
@@ -117,6 +117,68 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(parts, trainer, t
     for key, value in straight.state_dict().items():
         assert torch.equal(resumed.state_dict()[key], value), key
     assert not torch.equal(stopped.projector.layers[0].weight, straight.projector.layers[0].weight)  # control
+
+
+class InValidation(At):
+    """The same when a batch of validation begins."""
+
+    def on_train_batch_start(self, *_):
+        pass
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        if not trainer.sanity_checking and (trainer.current_epoch, batch_idx) == self.place:
+            self.action()
+
+
+class Seen(pl.Callback):
+    """Held-out losses and ends of epochs, as they come."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.seen.append(trainer.current_epoch)
+
+    def on_validation_end(self, trainer, pl_module):
+        if not trainer.sanity_checking:
+            self.seen.append(float(trainer.callback_metrics["val_loss"]))
+
+
+@pytest.mark.parametrize(
+    ("place", "options"),
+    [
+        (InValidation(1, 1, press_ctrl_c), {}),  # of 2 batches
+        (
+            InValidation(1, 0, press_ctrl_c),
+            {"val_check_interval": 2},
+        ),  # the first of 2 validations in the epoch
+        (At(1, 3, press_ctrl_c), {}),  # the last batch of 4
+        (At(2, 3, press_ctrl_c), {}),  # the last batch of all
+        (At(1, 3, press_ctrl_c), {"limit_val_batches": 0}),
+    ],
+)
+def test_a_run_stopped_at_an_epochs_end_goes_on_with_all_that_belongs_there(
+    parts, trainer, tmp_path, place, options
+):
+    data = TensorData(torch.randn(96, 6), batch_size=16, validation_fraction=0.3)
+
+    def run(name, callback, **resume):
+        module, seen = build(parts), Seen()
+        run = trainer(name, max_epochs=3, callbacks=[seen, callback], **options)
+        try:
+            run.fit(module, datamodule=data, **resume)
+        except SystemExit:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        return module.state_dict(), seen.seen
+
+    weights, whole = run("straight", pl.Callback())
+    _, before = run("stopped", place)
+    path = tmp_path / "stopped" / "checkpoints" / "interrupted.ckpt"
+    resumed, after = run("resumed", pl.Callback(), ckpt_path=path, weights_only=True)
+    assert before + after == whole
+    assert before
+    assert after
+    assert all(torch.equal(resumed[name], value) for name, value in weights.items())
 
 
 def test_a_second_ctrl_c_stops_at_once(parts, trainer, tmp_path):

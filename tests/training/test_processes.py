@@ -51,6 +51,12 @@ def test_a_signal_in_one_process_stops_all_and_the_run_goes_on_as_if_nothing_had
 def test_a_signal_in_validation_stops_all_and_the_run_goes_on_as_if_nothing_had_happened(runs):
     assert runs.ends["hung-up"] == [129, 129], runs.said["hung-up"]
     assert_ended_as_if_nothing_had_happened(runs, "hung-up-resumed")
+    straight, stopped, resumed = (
+        (runs.folder / name / "val_loss.txt").read_text().split()
+        for name in ("straight", "hung-up", "hung-up-resumed")
+    )
+    assert len(straight) == 3
+    assert (stopped, resumed) == (straight[:1], straight[1:])
 
 
 def test_the_death_of_one_process_ends_all_and_the_run_goes_on_from_its_last_checkpoint(runs):
