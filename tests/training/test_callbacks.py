@@ -259,7 +259,7 @@ def test_evaluates_and_reports_on_the_run_folder(parts, trainer, tmp_path, monke
 
     calls = []
 
-    def evaluate(folder, data):
+    def evaluate(folder, data, trust):
         load_encoder(folder)  # is there already
         assert data.source == "vectors"
         calls.append(("evaluate", folder))
