@@ -31,7 +31,7 @@ _FIELDS: dict[str, Check] = {
     "metric": (lambda value: value in METRICS, f"one of {', '.join(METRICS)}"),
     "dim": whole(1),
     "id": (lambda value: value in ("integer", "string"), "'integer' or 'string'"),
-    "factory": (lambda value: isinstance(value, str) and value, "a factory string"),
+    "factory": (lambda value: isinstance(value, str) and value != "", "a factory string"),
     "effort": whole(0),
     "rerank": whole(1),
     "tuned": (lambda value: value is None or isinstance(value, dict), "what tune found, or null"),

@@ -225,8 +225,10 @@ def _worth_checking(folders: Sequence[Folder]) -> bool:
     """Whether all files of these indexes are small enough to be compared with their checksums first; says if not."""
     size = 0
     for folder in folders:
-        files = read_manifest(Path(folder), KIND, VERSION).get("files")
-        size += sum(file["bytes"] for file in files.values()) if files_listed(files) else 0
+        files = read_manifest(Path(folder), KIND, VERSION).get("files", {})
+        size += (
+            sum(file["bytes"] for file in files.values()) if files_listed(files) else 0
+        )  # or loading refuses it
     if size > _CHECKED:
         print(
             f"search: {size / 1e9:.1f} GB of vectors are not compared with their checksums, which would read them all; "

@@ -123,7 +123,7 @@ def reads(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P],
     """Have a method hold ``self._lock`` for reading, beside other readers."""
 
     @functools.wraps(method)
-    def locked(self: S, *args: P.args, **options: P.kwargs) -> R:
+    def locked(self: S, /, *args: P.args, **options: P.kwargs) -> R:
         with self._lock.reading:
             return method(self, *args, **options)
 
@@ -134,7 +134,7 @@ def changes(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P
     """Have a method hold ``self._lock`` for writing, alone."""
 
     @functools.wraps(method)
-    def locked(self: S, *args: P.args, **options: P.kwargs) -> R:
+    def locked(self: S, /, *args: P.args, **options: P.kwargs) -> R:
         with self._lock.writing:
             return method(self, *args, **options)
 
