@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from contrastive.errors import NotReady
 from contrastive.retrieval import Index
 from contrastive.retrieval.threads import ReadersWriter
+from recsys import Recommender, SequenceData
+from recsys.encoders import GRU4Rec
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "reliability" / "threads.py"
 
@@ -113,11 +116,40 @@ def test_a_copied_lock_is_free() -> None:
 @pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF16,Flat"])
 @pytest.mark.parametrize("change", ["add", "remove", "update"])
 def test_searches_beside_changes_are_right(script: Any, factory: str, change: str) -> None:
-    found = script.try_index(factory, change, 0.7, 8)
+    found = script.try_index(factory, change, 0.4, 8)
     assert not found["wrong"]
     assert not found["exceptions"]
     assert found["searches"] > 8
     assert found["changes"] > 0
+
+
+def test_recommendations_beside_new_items_are_right(script: Any) -> None:
+    found = script.try_recommender("HNSW16", 0.5, 8)
+    assert not found["wrong"]
+    assert not found["exceptions"]
+    assert found["searches"] > 8
+    assert found["changes"] > 0
+
+
+def test_new_items_that_fail_leave_the_recommender(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.arange(80)
+    data = SequenceData.from_dataframe({"user": rows // 4, "item": rows % 40, "time": rows}, time="time")
+    recommender = Recommender.from_model(GRU4Rec(num_items=40, dim=8, max_length=8), data)
+    before = recommender.recommend([1, 2, 3], 5)
+
+    def fail(*_: Any) -> Any:
+        raise MemoryError
+
+    for place in ("recsys.recommend.torch.cat", "contrastive.retrieval.vectors.Store.append"):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, fail)
+            with pytest.raises(MemoryError):
+                recommender.add_items([1000], vectors=torch.ones(1, 8))
+        assert (len(recommender), recommender.encoder.num_items, 1000 in recommender) == (40, 40, False)
+    for same in (recommender, pickle.loads(pickle.dumps(recommender)), copy.deepcopy(recommender)):
+        assert same.recommend([1, 2, 3], 5).ids == before.ids
+    recommender.add_items([1000], vectors=torch.ones(1, 8))
+    assert 1000 in recommender
 
 
 def test_eight_threads_search_after_a_removal() -> None:
