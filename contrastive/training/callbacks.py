@@ -10,6 +10,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from contrastive.encoders import save_encoder
+from contrastive.training.checkpoints import after_step
+from contrastive.training.optim import warmup_cosine
 from contrastive.training.pretrain import Pretrain
 from contrastive.training.processes import Watch, agree
 from contrastive.training.signals import Signals, stopped_by
@@ -47,7 +49,7 @@ def describe_run(trainer: Trainer, module: Pretrain) -> str:
     )
     negatives = module.negatives_per_anchor
     config, steps = module.optimizer_config, module.total_steps
-    epochs = math.ceil(steps * accumulated / trainer.num_training_batches)
+    epochs = module.total_epochs
     warmup, peak = config.warmup(steps), config.peak((together or 0) * accumulated)
     rows = {
         "data": f"{source}, {samples:,} samples" if samples else f"{source}",
@@ -65,6 +67,7 @@ def describe_run(trainer: Trainer, module: Pretrain) -> str:
         "learning rate": (
             f"{config.name}, {warmup:,} warm-up steps to {peak:g}, cosine to {peak * config.final_fraction:g}"
         ),
+        **_resumed(module, steps, warmup, peak),
         "encoder": f"{_named(module.encoder)}, {module.encoder.dim} features",
         **{name.replace("_", " "): _named(encoder) for name, encoder in module.further_encoders.items()},
         "projector": _named(module.projector),
@@ -77,6 +80,20 @@ def describe_run(trainer: Trainer, module: Pretrain) -> str:
     }
     width = max(14, 1 + max(map(len, rows)))
     return "Run plan\n" + "\n".join(f"  {name:<{width}}{value}" for name, value in rows.items())
+
+
+def _resumed(module: Pretrain, steps: int, warmup: int, peak: float) -> dict[str, str]:
+    """Where a resumed run goes on and ends, in steps and in learning rates."""
+    if module.resumed is None:
+        return {}
+    taken = module.resumed.steps
+    rate = warmup_cosine(steps, warmup, module.optimizer_config.final_fraction)
+    planned = module.resumed.planned
+    other = f" (planned before: {planned:,})" if planned not in (None, steps) else ""
+    return {
+        "resumed": f"in epoch {module.resumed.epoch + 1} after step {taken:,}, to step {steps:,}{other}; learning rate "
+        f"from {peak * rate(taken):.3g} to {peak * rate(steps):.3g}"
+    }
 
 
 def _named(module: nn.Module) -> str:
@@ -116,9 +133,15 @@ class SaveOnStop(Callback):
         """Take over the signals."""
         self._signals.take_over(trainer)
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Stop here if asked to, unless an epoch ends here: a resumed run would pass over what is done then."""
-        if not (trainer.is_last_batch or 0 <= trainer.max_steps <= trainer.global_step):
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop here if asked to, unless an epoch ends here: a resumed run would pass over what is done then.
+
+        Nor while gradients are being gathered, which no checkpoint holds.
+        """
+        ends = trainer.is_last_batch or 0 <= trainer.max_steps <= trainer.global_step
+        if not ends and after_step(trainer, batch_idx):
             self._stop_if_asked(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -22,6 +21,7 @@ from contrastive.similarity.distributed import global_sum
 from contrastive.training.caching import encode_in_chunks
 from contrastive.training.optim import OptimizerConfig, build_optimizer, group_options, restore_options
 from contrastive.training.processes import agree, share_buffers
+from contrastive.training.resume import Place, continue_epoch
 from contrastive.views import SimCLRViews
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class Pretrain(LightningModule):
         self.embeddings = ()
         self._sizes: dict[str, int | None] | None = None  # of the objective: arguments of its setup
         self._planned_steps: int | None = None
-        self._resumed_steps: int | None = None
+        self._resumed: Place | None = None
         self._record_arguments(
             optimizer=dataclasses.asdict(optimizer),
             momentum=momentum,
@@ -196,28 +196,17 @@ class Pretrain(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Continue a resumed run with the options asked for now, and say so if its length changed."""
-        if self._resumed_steps is None:
+        """Continue a resumed run at its place, with the options asked for now."""
+        if self._resumed is None:
             return
-        loop = self.trainer.fit_loop
-        if loop._combined_loader_states_to_load:
-            # To count the steps, configure_optimizers had the loader made before the checkpoint was read;
-            # Lightning then forgets to put the loader back to its place within the epoch.
-            loop._load_combined_loader_states()
-            iter(loop._data_fetcher)  # type: ignore[arg-type]
+        continue_epoch(self.trainer, self._resumed)
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, LambdaLR)
         restore_options(scheduler.optimizer, scheduler, self._optimizer_options)
-        if self._resumed_steps != self._planned_steps:
-            rank_zero_warn(
-                f"the run that is resumed was planned for {self._resumed_steps} optimiser steps, this one "
-                f"for {self._planned_steps}: the learning rate continues on the new schedule."
-            )
 
     def on_train_epoch_start(self) -> None:
         """Tell the objective which epoch begins, and of how many."""
-        steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        self.objective.set_epoch(self.current_epoch, math.ceil(self.total_steps / steps))
+        self.objective.set_epoch(self.current_epoch, self.total_epochs)
 
     @property
     def further_encoders(self) -> dict[str, nn.Module]:
@@ -230,18 +219,36 @@ class Pretrain(LightningModule):
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps of the whole run.
+        """Optimiser steps of the whole run; of a resumed one those that were taken, and those to come.
 
         Raises:
             ValueError: If the trainer sets no end, so that the schedule has no length.
         """
         steps = self.trainer.estimated_stepping_batches
+        if self._resumed is not None:
+            steps = self._resumed.total_steps(self.trainer)
         if steps == float("inf"):
             raise InvalidValue(
                 "the trainer has neither max_epochs nor max_steps, but the learning-rate schedule needs the "
                 "length of the run; set one of them."
             )
         return int(steps)
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of the whole run, the last of which may be cut short by ``max_steps``."""
+        before, begun, taken = 0, 0, 0
+        if self._resumed is not None:
+            before, taken = self._resumed.epoch, self._resumed.steps
+            begun = self._resumed.batches_over(self.trainer) if self._resumed.batches else 0
+        window = self.trainer.accumulate_grad_batches
+        an_epoch = math.ceil(self.trainer.num_training_batches / window)
+        return before + math.ceil((self.total_steps - taken + begun // window) / an_epoch)
+
+    @property
+    def resumed(self) -> Place | None:
+        """Where the run goes on that is resumed; None for a new one."""
+        return self._resumed
 
     @property
     def samples_per_loss(self) -> int | None:
@@ -306,7 +313,16 @@ class Pretrain(LightningModule):
             self.log(
                 name, value.float(), on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch.index)
             )
-        return loss
+        return loss * self._share_of_window(batch_idx)
+
+    def _share_of_window(self, batch_idx: int) -> float:
+        """What makes the gradient of an epoch's last, shorter window of accumulation the mean of its batches.
+
+        Lightning divides the loss of every batch by the batches of a whole window.
+        """
+        window, number = self.trainer.accumulate_grad_batches, self.trainer.num_training_batches
+        rest = number % window
+        return window / rest if rest and batch_idx >= number - rest else 1.0
 
     def make_views(self, inputs: Tensor, seed: int) -> list[Tensor]:
         """Make the views of ``inputs`` on its device, as a function of ``inputs`` and ``seed`` alone."""
@@ -449,7 +465,7 @@ class Pretrain(LightningModule):
             ValueError: If the run that is resumed had another number of samples.
         """
         saved = checkpoint.get("contrastive", {})
-        sizes, steps = saved.get("sizes"), saved.get("total_steps")
+        sizes = saved.get("sizes")
         if self._sizes is None and sizes is not None:
             self._size_objective(**sizes)
         elif sizes != self._sizes:
@@ -458,7 +474,7 @@ class Pretrain(LightningModule):
                 f"{_describe_sizes(self._sizes)}; resume with the same data, or start a new run from the saved encoder."
             )
         if self._trainer is not None and self.trainer.state.fn == "fit":
-            self._resumed_steps = steps
+            self._resumed = Place.read(checkpoint)
 
     def _size_objective(self, num_samples: int, num_classes: int, dim: int | None) -> None:
         self.objective.setup(num_samples, num_classes=num_classes, dim=dim)

@@ -361,14 +361,6 @@ def test_another_seed_gives_another_run(parts, trainer):
     assert not torch.equal(train(0), train(1))
 
 
-def test_says_that_a_resumed_run_has_another_length(parts, trainer, tmp_path):
-    run = trainer(max_epochs=2, callbacks=[StopAfter(1)])
-    run.fit(build(parts), datamodule=parts.Vectors())
-    run.save_checkpoint(tmp_path / "half.ckpt")
-    with pytest.warns(UserWarning, match="planned for 8 optimiser steps, this one for 12"):
-        trainer(max_epochs=3).fit(build(parts), datamodule=parts.Vectors(), ckpt_path=tmp_path / "half.ckpt")
-
-
 def test_a_resumed_run_takes_the_options_asked_for_and_keeps_its_place(parts, trainer, tmp_path):
     run = trainer(max_epochs=2, callbacks=[StopAfter(1)])
     run.fit(build(parts), datamodule=parts.Vectors())

@@ -1,0 +1,112 @@
+"""Checkpoints that survive: the latest epoch's is always there, and none is ever half written."""
+
+import os
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from contrastive.errors import FileTrouble, InvalidValue
+from contrastive.training.processes import agree
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its target and renames it; reads one only if every byte of it is as it was written."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint; one that is there stays until the new one is whole.
+
+        Raises:
+            OSError: The disk is full or cannot be written.
+        """
+        target = Path(path)
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(target)
+        except (OSError, RuntimeError) as error:  # torch's own, where its writer of archives fails
+            raise FileTrouble(
+                f"the checkpoint {target} cannot be written ({' '.join(str(error).split())[:200]}); make room, or give "
+                "another folder with --run_dir. The checkpoints that are there are whole: go on with --ckpt_path=last."
+            ) from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Raises:
+            ValueError: It is damaged.
+        """
+        check_whole(path)
+        content: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
+        return content
+
+
+def check_whole(path: str | os.PathLike[str]) -> None:
+    """Compare a file of ``torch.save`` with the checksums that it holds of its parts, which torch does not.
+
+    Files of the oldest format, which has none, pass.
+
+    Raises:
+        ValueError: A part is not what was written.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+        damaged = " ".join(str(error).split())
+    if damaged is not None:
+        raise InvalidValue(
+            f"{os.fspath(path)} is damaged ({damaged}); copy it again, or go on from another checkpoint."
+        )
+
+
+class LastCheckpoint(Checkpoint):
+    """Keep ``last.ckpt`` of the latest epoch, from the first one on, whatever the objective logs.
+
+    Args:
+        folder: Where to.
+        minutes: Also save within an epoch when so much time has passed since the last time.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], minutes: float | None = None) -> None:
+        self.path, self.minutes = Path(folder) / "last.ckpt", minutes
+        self._saved = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is time, between two optimiser steps: gradients that are being gathered are not saved."""
+        if self.minutes is None or not after_step(trainer, batch_idx):
+            return
+        due = time.monotonic() - self._saved >= 60 * self.minutes
+        if agree(trainer, int(due))[0]:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save."""
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self._saved = time.monotonic()
+
+
+def after_step(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether an optimiser step was taken with this batch, so that no gradients are being gathered."""
+    number, window = batch_idx + 1, trainer.accumulate_grad_batches
+    return number % window == 0 or number == trainer.num_training_batches
