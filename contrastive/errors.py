@@ -66,3 +66,36 @@ class NotReady(InputError, RuntimeError):
 
 class ProcessLost(InputError, RuntimeError):
     """Another process of a run on several has ended, and so this one cannot go on."""
+
+
+# What the system says of a disk that takes nothing, in the words of C; libraries in other languages repeat them.
+_DISK = {
+    "No space left on device": "make room, or name another folder",
+    "Disk quota exceeded": "make room, or name another folder",
+    "Read-only file system": "name a folder that can be written",
+    "Permission denied": "name a folder that you may write, or ask for the right to",
+    "Not a directory": "name a folder",
+    "Is a directory": "name a file",
+    "File name too long": "give a shorter name",
+    "Input/output error": "look after the disk",
+}
+
+
+def disk_trouble(error: BaseException) -> str | None:
+    """A sentence on an error that is the disk's, whichever library met it; None for any other.
+
+    FAISS raises RuntimeError, safetensors an exception of its own, and Arrow an OSError that names no file.
+    """
+    seen: list[BaseException] = []
+    while error not in seen:
+        seen.append(error)
+        text = f"{getattr(error, 'strerror', None) or ''} {error}"
+        foreign = type(error).__name__ == "SafetensorError" or type(error) is RuntimeError
+        known = (reason for reason in _DISK if reason.lower() in text.lower())
+        reason = next(known, None) if isinstance(error, OSError) or foreign else None
+        if reason is not None:
+            path = getattr(error, "filename", None)
+            what = f"{path} cannot be written or read" if path else "a file cannot be written or read"
+            return f"{what} ({reason.lower()}); {_DISK[reason]}. What was there before is whole."
+        error = error.__cause__ or error.__context__ or error
+    return None

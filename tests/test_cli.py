@@ -14,7 +14,8 @@ import yaml
 import contrastive.cli.fit as fit
 from contrastive.cli import INTERRUPTED, main
 from contrastive.cli.errors import explain, nearest, suggestion
-from contrastive.cli.request import kept
+from contrastive.cli.request import kept, run_name
+from contrastive.training.checkpoints import LastCheckpoint, WholeFiles
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 
@@ -327,6 +328,85 @@ def test_one_seed_reaches_the_parts_that_were_given_none(
     assert cli.model.hparams.seed == 3
 
 
+@pytest.mark.parametrize(
+    ("words", "content", "seed"),
+    [
+        (["--data.seed=0"], "", 0),
+        (["--data.init_args.seed=0"], "", 0),
+        ([], "data: {class_path: mine.Numbers, init_args: {seed: 0}}", 0),
+        (
+            [],
+            "seed_everything: 0\ndata: {class_path: mine.Numbers, init_args: {seed: 0}}",
+            5,
+        ),  # as runs write it
+        ([], "", 5),
+    ],
+)
+def test_a_seed_of_0_that_was_given_is_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], content: str, seed: int
+) -> None:
+    Path("more.yaml").write_text(content or "trainer: {max_epochs: 1}")
+    cli = build(monkeypatch, "fit", *TINY, "--config=more.yaml", *words, "--seed_everything=5")
+    assert cli.config["fit"].data.init_args.seed == seed
+    assert cli.model.hparams.seed == 5
+
+
+def test_checkpoints_are_kept_whole_and_after_every_epoch(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, words in {"a": TINY, "b": ["--config=recsys/quickstart"], "c": ["--config=quickstart"]}.items():
+        cli = build(monkeypatch, "fit", *words, "--checkpoint_every=2.5", f"--run_dir={name}")
+        (last,) = (one for one in cli.trainer.callbacks if isinstance(one, LastCheckpoint))
+        assert last.minutes == 2.5
+        assert last.path == Path(name, "checkpoints", "last.ckpt")
+        assert isinstance(cli.trainer.strategy.checkpoint_io, WholeFiles)
+
+
+def test_a_run_that_is_refused_leaves_no_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", f"--config={QUICKSTART}", "--data.source=nowhere", "--name=r"]) == 1
+    assert "nowhere" in capsys.readouterr().err
+    assert list(Path("runs/r").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("--trainer.devices=0", "devices"),
+        ("--trainer.accelerator=tpu", "torch_xla"),
+        ("--trainer.max_epochs=-5", "max_epochs"),
+        ("--trainer.overfit_batches=0.1", "0.1"),
+        ("--seed_everything=-1", "-1"),
+        ("--trainer.precision=17", "17"),
+    ],
+)
+def test_what_the_trainer_does_not_allow_is_a_sentence(
+    folder: Path, capsys: pytest.CaptureFixture[str], word: str, said: str
+) -> None:
+    assert main(["fit", *TINY, "--extras.report=false", word]) in (1, 2)
+    error = capsys.readouterr().err
+    assert error.startswith("contrastive")
+    assert said in error
+    assert "Traceback" not in error
+
+
+def test_nothing_to_do_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *TINY, "--name=n", "--extras.report=false", "--trainer.max_epochs=2"]) == 0
+    capsys.readouterr()
+    for epochs in (2, 1):
+        words = ["--name=n", "--ckpt_path=last", "--extras.report=false"]
+        assert main(["fit", *TINY, *words, f"--trainer.max_epochs={epochs}"]) == 0
+        said = capsys.readouterr().out
+        assert (
+            f"last.ckpt has 2 epochs, and trainer.max_epochs is {epochs}; ask for more with --trainer" in said
+        )
+    assert [path.name for path in Path("runs/n").iterdir()] == ["0"]
+
+
+def test_two_configurations_called_quickstart_are_two_runs() -> None:
+    names = {run_name([f"--config={path}"]) for path in QUICKSTART.parent.rglob("quickstart.yaml")}
+    assert names == {"quickstart", "recommender"}
+
+
 def test_callbacks_and_loggers_of_the_user_extend_ours(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def names(things: list[Any]) -> list[str]:
         return [type(thing).__name__ for thing in things]
@@ -500,6 +580,14 @@ def test_validate_and_predict_need_no_model_beside_a_checkpoint_and_leave_no_fol
 def test_ctrl_c_saves_and_reports_an_interruption(folder: Path) -> None:
     assert main(["fit", *TINY, "--model.stop_at=1", "--name=i"]) == INTERRUPTED
     assert Path("runs/i/0/checkpoints/interrupted.ckpt").is_file()
+
+
+def test_a_disk_that_takes_nothing_is_a_sentence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--extras.report=false", "--run_dir=/proc/run"]
+    assert main(["fit", *TINY, *words]) == 1
+    assert "contrastive: error: --run_dir=/proc/run cannot be made (" in capsys.readouterr().err
+    assert main(["embed", "--run=mine.py", "--out=mine.py/x"]) == 1
+    assert "Traceback" not in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------- the whole path

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from contrastive import __version__
-from contrastive.errors import InputError
+from contrastive.errors import InputError, disk_trouble
 
 TRAINER_COMMANDS = {
     "fit": "train a model, evaluate its encoder and write a report",
@@ -80,10 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ncontrastive: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except (
-        InputError
-    ) as mistake:  # anything else is a fault in someone's code: the traceback is what they need
+    except InputError as mistake:
         print(f"contrastive: error: {mistake}", file=sys.stderr)
+        return 1
+    except Exception as fault:
+        trouble = disk_trouble(fault)
+        if trouble is None:
+            raise  # in someone's code: the traceback is what they need
+        print(f"contrastive: error: {trouble}", file=sys.stderr)
         return 1
 
 

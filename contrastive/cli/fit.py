@@ -8,32 +8,38 @@ import json
 import logging
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import _typehints
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from contrastive import data, encoders, objectives, training, views
 from contrastive.building import refuse_foreign, trusting
+from contrastive.checks import check_whole
 from contrastive.cli import INTERRUPTED, TERMINATED
 from contrastive.cli.checkpoint import differences, explain_mismatch, read_model, without_unknown
 from contrastive.cli.errors import ShortErrors
 from contrastive.cli.progress import RunProgress
-from contrastive.cli.request import given, kept, run_name, texts, with_shipped
+from contrastive.cli.request import given, has_own_seed, kept, run_name, texts, with_shipped
 from contrastive.cli.run_folder import SaveRun, new_run_folder, newest_checkpoint
-from contrastive.errors import InvalidValue, ProcessLost
+from contrastive.errors import ExtraMissing, InvalidValue, ProcessLost
 from contrastive.evaluation import evaluate_run
 from contrastive.evaluation.report import write_report
 from contrastive.plain_paths import spare_files
+from contrastive.reading import read_tensors
 from contrastive.training import ExportEncoder, SaveOnStop
+from contrastive.training.checkpoints import LastCheckpoint, WholeFiles
 from contrastive.training.processes import end_with_parent, lost_process
+from contrastive.training.resume import Place
 
 # Short class names are found among the classes that are imported, and packages import some of theirs on first use.
 OURS = {
@@ -137,6 +143,11 @@ class TrainerCLI(LightningCLI):
         parser.add_argument(
             "--run_dir", type=str | None, help="Folder of the run; runs/<name>/<number> by default."
         )
+        parser.add_argument(
+            "--checkpoint_every",
+            type=float | None,
+            help="Minutes after which last.ckpt is written within an epoch too; after every epoch it is in any case.",
+        )
         parser.add_class_arguments(Extras, "extras")
         parser.set_defaults({"model": MODEL, "data": {"class_path": "contrastive.data.ImageData"}})
 
@@ -165,6 +176,9 @@ class TrainerCLI(LightningCLI):
             below = ["--config", json.dumps({"model": stored})] if stored else []
             words = [*below, *words, f"--ckpt_path={checkpoint}"]
         self.config = parser.parse_args([command, *words])
+        seed = self.config[command].seed_everything
+        if not isinstance(seed, bool) and seed is not None:
+            check_whole(f"contrastive {command}", "--seed_everything", seed, 0, 2**32 - 1)
         requested = yaml.safe_load(parser.dump(self.config, skip_none=False))[command].get("model")
         if stored:
             self.changed = differences(stored, requested)
@@ -181,7 +195,8 @@ class TrainerCLI(LightningCLI):
         seed = self._get(self.config, "seed_everything")
         for part in ("model", "data"):
             arguments = (self._get(self.config, part) or {}).get("init_args") or {}
-            if arguments.get("seed") == SEED and not isinstance(seed, bool):
+            follows = arguments.get("seed") == SEED and not has_own_seed(self.words, part)
+            if follows and not isinstance(seed, bool):
                 arguments["seed"] = seed
 
     def instantiate_classes(self) -> None:
@@ -208,6 +223,7 @@ class TrainerCLI(LightningCLI):
             config["logger"] = config["logger"] or False
         else:
             chosen = self.config["fit"]
+            self._refuse_to_do_nothing(chosen["ckpt_path"], config)
             folder = new_run_folder(run_name(self.words), chosen["run_dir"])
             chosen["name"] = run_name(self.words)
             chosen["run_dir"] = None  # so that the saved configuration starts the next run
@@ -220,7 +236,38 @@ class TrainerCLI(LightningCLI):
             config["default_root_dir"] = str(folder)
             config["logger"] = self._loggers(folder, config["logger"])
             config["callbacks"] += self._callbacks(folder, config)
-        return self._instantiate_trainer(config, [])
+        config["plugins"] = _as_list(config["plugins"])
+        if not any(isinstance(plugin, CheckpointIO) for plugin in config["plugins"]):
+            config["plugins"].append(WholeFiles())
+        try:
+            return self._instantiate_trainer(config, [])
+        except ModuleNotFoundError as problem:  # of an accelerator or a logger that needs another package
+            self._leave_no_empty_folder()
+            raise ExtraMissing(" ".join(str(problem).split())) from None
+        except BaseException:
+            self._leave_no_empty_folder()
+            raise
+
+    def _leave_no_empty_folder(self) -> None:
+        """Remove the folder of a run that was refused before it began."""
+        if self.folder is not None:
+            with suppress(OSError):  # it holds something
+                self.folder.rmdir()
+
+    @staticmethod
+    def _refuse_to_do_nothing(checkpoint: str | None, trainer: dict[str, Any]) -> None:
+        """Say so, and leave, if a checkpoint has had all the epochs and steps that are asked for."""
+        if checkpoint is None:
+            return
+        place = Place.read(read_tensors(checkpoint, mmap=True))
+        for name, done in {"max_epochs": place.epoch, "max_steps": place.steps}.items():
+            asked = trainer[name]
+            if asked is not None and 0 <= asked <= done:
+                print(
+                    f"nothing to do: {checkpoint} has {done:,} {name[4:]}, and trainer.{name} is {asked:,}; ask for "
+                    f"more with --trainer.{name}={done + 1} or above."
+                )
+                raise SystemExit(0)
 
     def _loggers(self, folder: Path, theirs: Any) -> list[Logger] | bool:
         """Return a CSV file and TensorBoard events in the run folder; a user's loggers replace TensorBoard."""
@@ -235,7 +282,8 @@ class TrainerCLI(LightningCLI):
         callbacks: list[Callback] = []
         if config["enable_checkpointing"] is not False:
             checkpoints = folder / "checkpoints"
-            callbacks.append(ModelCheckpoint(checkpoints, save_last=True, save_top_k=0))
+            minutes = self._get(self.config, "checkpoint_every")
+            callbacks.append(LastCheckpoint(checkpoints, minutes))
             callbacks.append(
                 BestCheckpoint(
                     checkpoints,
@@ -276,6 +324,8 @@ class TrainerCLI(LightningCLI):
             if (explained := lost_process(problem)) is not None:
                 raise ProcessLost(explained) from None
             raise
+        finally:
+            self._leave_no_empty_folder()
 
 
 def run_trainer(words: Sequence[str]) -> int:
@@ -285,6 +335,8 @@ def run_trainer(words: Sequence[str]) -> int:
     try:
         with trusting(TRUST_RUN in words):
             TrainerCLI(words)
+    except MisconfigurationException as problem:  # Lightning's, for options that do not go together
+        raise InvalidValue(" ".join(str(problem).split())[:400]) from None
     except SIGTERMException as stop:
         return stop.code if isinstance(stop.code, int) else TERMINATED
     except SystemExit as stop:

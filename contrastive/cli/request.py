@@ -94,6 +94,22 @@ def given(words: Sequence[str], option: str) -> str | None:
     return values[-1] if values and values[-1] != "null" else None
 
 
+def has_own_seed(words: Sequence[str], part: str) -> bool:
+    """Whether the model or the data were given a seed of their own, rather than that of everything.
+
+    A configuration that a run has written names all seeds; those that are alike there were not chosen apart.
+    """
+    if typed(words, f"--{part}.seed", f"--{part}.init_args.seed"):
+        return True
+    for content in files(words):
+        section = content.get(part)
+        arguments = section.get("init_args", section) if isinstance(section, dict) else {}
+        seed = arguments.get("seed") if isinstance(arguments, dict) else None
+        if seed is not None and seed != content.get("seed_everything"):
+            return True
+    return False
+
+
 def run_name(words: Sequence[str]) -> str:
     """Return the name of the run: as given, else that of the last configuration file, else ``run``."""
     paths = typed(words, "--config", "-c")

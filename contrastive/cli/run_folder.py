@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 
-from contrastive.errors import FileMissing, InvalidValue
+from contrastive.errors import FileMissing, FileTrouble, InvalidValue
 from contrastive.evaluation.results import installed_versions
 
 RUNS = Path("runs")
@@ -35,7 +35,12 @@ def new_run_folder(name: str, run_dir: str | None) -> Path:
                 "the option out to get the next free one (a run that goes on with --ckpt_path has its own folder too)."
             )
         if first:
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as problem:
+                raise FileTrouble(
+                    f"--run_dir={run_dir} cannot be made ({problem.strerror}); name a folder that you can write."
+                ) from problem
         return folder
     number = max(_numbers(RUNS / name), default=-1) + 1
     while first:

@@ -2,7 +2,6 @@
 
 import os
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from contrastive.errors import FileTrouble, InvalidValue
+from contrastive.errors import FileTrouble
+from contrastive.reading import check_undamaged, read_tensors
 from contrastive.training.processes import agree
 
 
@@ -43,36 +43,25 @@ class WholeFiles(TorchCheckpointIO):
         finally:
             part.unlink(missing_ok=True)
 
-    def load_checkpoint(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Any = lambda storage, location: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
         """Read a checkpoint.
 
         Raises:
-            ValueError: It is damaged.
+            FileNotFoundError: There is none.
+            ValueError: It is damaged, or with ``weights_only`` holds more than tensors and plain values.
         """
-        check_whole(path)
-        content: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
+        content: dict[str, Any]
+        if weights_only:
+            content = read_tensors(path)
+        else:
+            check_undamaged(path)
+            content = super().load_checkpoint(path, map_location, weights_only)
         return content
-
-
-def check_whole(path: str | os.PathLike[str]) -> None:
-    """Compare a file of ``torch.save`` with the checksums that it holds of its parts, which torch does not.
-
-    Files of the oldest format, which has none, pass.
-
-    Raises:
-        ValueError: A part is not what was written.
-    """
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
-        damaged = " ".join(str(error).split())
-    if damaged is not None:
-        raise InvalidValue(
-            f"{os.fspath(path)} is damaged ({damaged}); copy it again, or go on from another checkpoint."
-        )
 
 
 class LastCheckpoint(Checkpoint):
