@@ -80,8 +80,8 @@ class LastCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is time, between two optimiser steps: gradients that are being gathered are not saved."""
-        if self.minutes is None or not after_step(trainer, batch_idx):
-            return
+        if self.minutes is None or trainer.is_last_batch or not after_step(trainer, batch_idx):
+            return  # the end of an epoch saves in any case
         due = time.monotonic() - self._saved >= 60 * self.minutes
         if agree(trainer, int(due))[0]:
             self._save(trainer)
