@@ -265,7 +265,7 @@ def test_evaluates_and_reports_on_the_run_folder(parts, trainer, tmp_path, monke
         calls.append(("evaluate", folder))
 
     monkeypatch.setattr(evaluation, "evaluate_run", evaluate, raising=False)
-    monkeypatch.setattr(report, "write_report", lambda folder: calls.append(("report", folder)))
+    monkeypatch.setattr(report, "write_report", lambda folder, trust: calls.append(("report", folder)))
     trainer("none", callbacks=[ExportEncoder()]).fit(build(parts), datamodule=parts.Vectors())
     assert calls == []
     trainer(callbacks=[ExportEncoder(evaluate=True, report=True)]).fit(
