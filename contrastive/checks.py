@@ -87,6 +87,8 @@ def check_choice(name: str, option: str, value: object, choices: tuple[object, .
     Raises:
         ValueError: names the choices.
     """
+    if type(value) in (str, bool) and value in choices:
+        return
     # An array would compare element by element.
     if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
         raise InvalidValue(

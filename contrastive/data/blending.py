@@ -15,12 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from contrastive.arguments import checked
 from contrastive.data.base import DataModule, Inputs, Known, add_to_digest
 from contrastive.data.images import ImageStream, Source, Split
 from contrastive.data.sources import open_source, stratified_split
 from contrastive.errors import InvalidValue
 
 
+@checked
 def blend(backgrounds: Tensor, overlays: Tensor | None = None, weight: float = 0.5) -> Tensor:
     """``weight * background + (1 - weight) * overlay`` in [0, 1]; without overlays the dimmed backgrounds alone.
 
@@ -86,6 +88,7 @@ class BlendedData(DataModule):
         ValueError: if an argument is out of its range, or a source has no labels or no test set.
     """
 
+    @checked
     def __init__(
         self,
         # Dataset without its parameter: jsonargparse cannot build subclasses of Dataset[Any].

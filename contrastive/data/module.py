@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from contrastive.arguments import checked
 from contrastive.checks import check_whole, shown
 from contrastive.data.base import DataModule, Inputs, Known, add_to_digest
 from contrastive.data.images import ImageStream, JoinedImages, Source, Split
@@ -80,6 +81,7 @@ class ImageData(DataModule):
             what is wrong with it raises ValueError or FileNotFoundError then.
     """
 
+    @checked
     def __init__(
         self,
         # Dataset without its parameter: jsonargparse cannot build subclasses of Dataset[Any].

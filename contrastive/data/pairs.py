@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contrastive.arguments import checked
 from contrastive.data.base import DataModule, Inputs, Known, add_to_digest
 from contrastive.data.images import ImageStream, Split
 from contrastive.data.labels import align_labels, integer_classes
@@ -77,6 +78,7 @@ class PairData(DataModule):
             ValueError or FileNotFoundError then.
     """
 
+    @checked
     def __init__(
         self,
         first: Any = "digits",

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from contrastive.arguments import checked
 from contrastive.data.base import DataModule, Inputs, Known, add_to_digest
 from contrastive.data.labels import as_integers, integer_classes
 from contrastive.errors import InvalidValue
@@ -35,6 +36,7 @@ class TensorData(DataModule):
         ValueError: if shapes, labels or names do not fit together.
     """
 
+    @checked
     def __init__(
         self,
         train_inputs: Tensor | np.ndarray[Any, Any],

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from contrastive.arguments import checked
 from contrastive.encoders.normalise import Normalise, channel_statistics
 from contrastive.encoders.published import fetching, read_weights
 from contrastive.errors import InvalidValue
@@ -72,6 +73,7 @@ class TimmEncoder(_Backbone):
         OSError: If the weights cannot be fetched, or there is no such file.
     """
 
+    @checked
     def __init__(
         self,
         name: str = "resnet18",
@@ -143,6 +145,7 @@ class TorchvisionEncoder(_Backbone):
         OSError: If the weights cannot be fetched.
     """
 
+    @checked
     def __init__(
         self,
         name: str = "resnet18",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contrastive.arguments import checked
 from contrastive.encoders.normalise import Normalise, channel_statistics
 from contrastive.errors import InvalidValue
 
@@ -46,6 +47,7 @@ class ConvEncoder(nn.Module):
             1, or the statistics do not fit ``in_channels``.
     """
 
+    @checked
     def __init__(
         self,
         in_channels: int = 3,

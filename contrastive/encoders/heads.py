@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from contrastive.arguments import checked
 from contrastive.encoders.mlp import mlp
 from contrastive.errors import InvalidValue, NotReady
 
@@ -23,6 +24,7 @@ class ProjectionHead(nn.Module):
         ValueError: If a width or ``layers`` is below 1.
     """
 
+    @checked
     def __init__(
         self, hidden_dim: int = 512, dim: int = 128, layers: int = 2, in_dim: int | None = None
     ) -> None:
@@ -82,6 +84,7 @@ class PredictionHead(nn.Module):
         ValueError: If a width is below 1.
     """
 
+    @checked
     def __init__(self, dim: int = 128, hidden_dim: int = 512) -> None:
         super().__init__()
         self.dim = dim

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from contrastive.arguments import checked
 from contrastive.encoders.normalise import Normalise
 from contrastive.errors import InvalidValue
 
@@ -54,6 +55,7 @@ class MLPEncoder(nn.Module):
         ValueError: If a width is below 1, or ``mean`` or ``std`` has neither 1 nor ``in_dim`` values.
     """
 
+    @checked
     def __init__(
         self,
         in_dim: int,

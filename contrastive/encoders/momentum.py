@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from contrastive.arguments import checked
 from contrastive.errors import InvalidValue
 
 
@@ -32,6 +33,7 @@ class MomentumEncoder(nn.Module):
         ValueError: If ``momentum`` lies outside [0, 1], or ``final`` outside [momentum, 1].
     """
 
+    @checked
     def __init__(self, module: nn.Module, momentum: float = 0.99, final: float = 1.0) -> None:
         super().__init__()
         if not 0.0 <= momentum <= 1.0:

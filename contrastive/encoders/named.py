@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from contrastive.arguments import checked
 from contrastive.encoders.backbones import TimmEncoder, TorchvisionEncoder
 from contrastive.encoders.fingerprint import weights_fingerprint, whole_fingerprint
 from contrastive.encoders.text import TextEncoder
@@ -34,6 +35,7 @@ class NamedEncoder(nn.Module):
         OSError: the published weights cannot be fetched.
     """
 
+    @checked
     def __init__(self, name: str, *, pretrained: bool = True, image_size: int | None = None) -> None:
         super().__init__()
         kind, _, model = name.partition("/")

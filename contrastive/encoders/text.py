@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from contrastive.arguments import checked
 from contrastive.encoders.published import offline_if_unreachable
 from contrastive.errors import ExtraMissing, FileTrouble, InvalidType, InvalidValue, install
 
@@ -30,6 +31,7 @@ class TextEncoder(nn.Module):
         ValueError: ``max_length`` is below 1, or the folder names modules of somebody else.
     """
 
+    @checked
     def __init__(self, name: str = "all-MiniLM-L6-v2", max_length: int | None = None) -> None:
         super().__init__()
         if max_length is not None and max_length < 1:

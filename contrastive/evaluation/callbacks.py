@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
+from contrastive.arguments import checked
 from contrastive.errors import InvalidValue
 from contrastive.evaluation.features import extract_features
 from contrastive.evaluation.knn import knn_classify
@@ -35,6 +36,7 @@ class OnlineLinearProbe(Callback):
         ValueError: a setting that is not positive; when training starts, data without labels.
     """
 
+    @checked
     def __init__(self, learning_rate: float = 0.1, every_n_batches: int = 1) -> None:
         if learning_rate <= 0 or every_n_batches < 1:
             raise InvalidValue(
@@ -133,6 +135,7 @@ class OnlineKNN(Callback):
         ValueError: a setting that is not positive; when training starts, data without labels or no data module.
     """
 
+    @checked
     def __init__(
         self, every_n_epochs: int = 1, k: int = 20, temperature: float = 0.1, max_samples: int = 10_000
     ) -> None:

@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
+from contrastive.arguments import checked
 from contrastive.errors import InvalidValue
 from contrastive.evaluation.features import Features
 
 
+@checked
 def clustering_metrics(
     features: Features, clusters: Tensor | None = None, *, seed: int = 0, max_silhouette: int = 5000
 ) -> dict[str, float]:

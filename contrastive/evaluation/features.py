@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contrastive.arguments import checked
 from contrastive.errors import InvalidType, InvalidValue
 
 BLOCK_ELEMENTS = 1 << 24
@@ -28,6 +29,7 @@ class Features:
         ValueError: wrong shapes, no rows, or a NaN or infinite value (the first bad row is named).
     """
 
+    @checked
     def __init__(self, vectors: Tensor, labels: Tensor | None = None, index: Tensor | None = None) -> None:
         if not vectors.is_floating_point():
             raise InvalidType(

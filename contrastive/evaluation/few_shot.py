@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from contrastive.arguments import checked
 from contrastive.errors import InvalidValue
 from contrastive.evaluation.features import Features, row_blocks
 from contrastive.evaluation.opta import UNBALANCED, OpTA, standardize_samples
@@ -55,6 +56,7 @@ class FewShotComparison:
     p_value: float
 
 
+@checked
 def few_shot(
     features: Features,
     support: Tensor,
@@ -113,6 +115,7 @@ def few_shot(
     return FewShot(accuracies, mean, ci95, confidence_interval(accuracies, student=True)[1])
 
 
+@checked
 def compare_few_shot(
     first: Features,
     second: Features,
@@ -156,6 +159,7 @@ def compare_few_shot(
     return FewShotComparison(one, other, mean, ci95, _paired_p_value(difference))
 
 
+@checked
 def sample_episodes(
     labels: Tensor,
     *,
@@ -238,6 +242,7 @@ def sample_episodes(
     return torch.cat(supports), torch.cat(query_parts)
 
 
+@checked
 def confidence_interval(values: Tensor, *, student: bool = False) -> tuple[float, float]:
     """Mean of ``values`` ``(E,)`` and half the width of its 95 % interval.
 

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from contrastive.arguments import checked
 from contrastive.errors import InvalidValue
 from contrastive.evaluation.features import normalize, row_blocks
 
@@ -166,6 +167,7 @@ def mean_abs_correlation(z: Tensor) -> float:
     return float(off_diagonal / (dim * (dim - 1)))
 
 
+@checked
 def describe_geometry(z: Tensor, labels: Tensor | None = None) -> dict[str, float]:
     """The numbers that tell a healthy space from a collapsed one, by name.
 

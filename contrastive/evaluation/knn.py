@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from contrastive.arguments import checked
 from contrastive.errors import InvalidValue
 from contrastive.evaluation.features import Features, class_positions, normalize, row_blocks
 from contrastive.evaluation.metrics import Classification, classify
@@ -13,6 +14,7 @@ from contrastive.evaluation.metrics import Classification, classify
 Metric = Literal["cosine", "euclidean"]
 
 
+@checked
 def knn_classify(
     train: Features,
     test: Features,

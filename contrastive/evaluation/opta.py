@@ -13,11 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from contrastive.arguments import checked_fields
 from contrastive.errors import InvalidValue
 from contrastive.evaluation.features import row_blocks
 from contrastive.evaluation.softmax_regression import softmax_regression
 
 
+@checked_fields
 @dataclass(frozen=True)
 class OpTA:
     """Transductive classifier of episodes; call it with features ``support`` (E, N, K, D) and ``query`` (E, Q, D).

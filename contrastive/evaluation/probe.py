@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contrastive.arguments import checked
 from contrastive.errors import InvalidValue
 from contrastive.evaluation.features import Features, class_positions
 from contrastive.evaluation.metrics import Classification, classify
@@ -34,6 +35,7 @@ class ProbeResult(Classification):
     converged: bool
 
 
+@checked
 def linear_probe(
     train: Features,
     test: Features,
@@ -112,6 +114,7 @@ def linear_probe(
     return ProbeResult(**vars(outcome), head=head, C=strength, losses=losses, converged=converged)
 
 
+@checked
 def label_efficiency(
     train: Features,
     test: Features,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from contrastive.arguments import checked
 from contrastive.errors import InvalidValue
 from contrastive.evaluation.features import Features, class_positions, normalize, row_blocks
 from contrastive.evaluation.knn import Metric
@@ -27,6 +28,7 @@ class Retrieval:
     num_lone: int
 
 
+@checked
 def retrieval_metrics(
     reference: Features,
     queries: Features | None = None,

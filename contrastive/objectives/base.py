@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive.errors import NotFinite
+from contrastive.objectives.inputs import check_integers
 
 
 class Objective(nn.Module):
@@ -33,7 +34,12 @@ class Objective(nn.Module):
 
         Raises:
             FloatingPointError: if the loss is NaN or infinite.
+            TypeError, ValueError: if ``index`` or ``labels`` is not one integer a sample.
         """
+        count = len(views[0]) if views and isinstance(views[0], Tensor) and views[0].ndim else None
+        for what in ("index", "labels"):
+            if inputs.get(what) is not None:
+                check_integers(type(self).__name__, what, inputs[what], count)
         loss: Tensor = super().__call__(*views, **inputs)
         if not bool(torch.isfinite(loss.detach())):
             raise NotFinite(_describe_bad_loss(type(self).__name__, loss, _tensors(views)))

@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from contrastive.arguments import checked
 from contrastive.checks import check_choice
 from contrastive.errors import InvalidValue, NotFinite
 from contrastive.objectives.base import Objective
@@ -63,6 +64,7 @@ class BECLR(Objective):
 
     requires = ("teacher",)
 
+    @checked
     def __init__(
         self,
         dim: int | None = None,
@@ -174,7 +176,7 @@ class BECLR(Objective):
             FloatingPointError: for embeddings that are not finite, before the memories are touched.
         """
         check_views("BECLR", views, minimum=2)
-        given = () if teacher is None else tuple(teacher)
+        given = tuple(teacher) if isinstance(teacher, list | tuple) else ()
         if len(views) != 2 or len(given) != 2:
             raise InvalidValue(
                 f"BECLR: got {len(views)} views and {len(given)} of the teacher; call it with two and "

@@ -24,10 +24,19 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from contrastive.arguments import checked
 from contrastive.checks import check_choice
-from contrastive.errors import InvalidValue
+from contrastive.errors import InvalidType, InvalidValue
 from contrastive.objectives.base import Objective
-from contrastive.objectives.inputs import check_views, divide, sample_ids, scaled_rows
+from contrastive.objectives.inputs import (
+    check_integers,
+    check_rows,
+    check_views,
+    described,
+    divide,
+    sample_ids,
+    scaled_rows,
+)
 from contrastive.objectives.queue import KeyQueue
 from contrastive.similarity import Gathered, average, gather, global_sum, logsumexp_cross, stream_rows
 from contrastive.similarity import rows as streaming
@@ -84,6 +93,7 @@ class CACR(Objective):
         ValueError: for options out of range or that exclude each other.
     """
 
+    @checked
     def __init__(
         self,
         positive_temperature: float = 1.0,
@@ -242,7 +252,13 @@ def _terms(
     queue_ids: Tensor | None,
 ) -> Terms:
     """Weighted attraction and weighted repulsion."""
+    if keys is not None and not isinstance(keys, list | tuple):
+        raise InvalidType(f"CACR: keys is {described(keys)}; give a sequence of views, keys=(key_1, ...).")
     check_views("CACR", (*views, *(keys or ())), minimum=2)
+    if queue is not None:
+        check_rows("CACR", "queue", queue, views[0])
+        if queue_ids is not None:
+            check_integers("CACR", "queue_ids", queue_ids, len(queue))
     with torch.autocast(views[0].device.type, enabled=False):
         if keys is None:
             return _in_batch(options, _rows(views), ids)

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contrastive.arguments import checked
 from contrastive.checks import check_choice
 from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
@@ -96,6 +97,7 @@ class CoreTuning(Objective):
 
     requires = ("labels",)
 
+    @checked
     def __init__(
         self,
         contrast_weight: float = 1.0,

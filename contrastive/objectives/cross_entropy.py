@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from contrastive.arguments import checked
 from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
-from contrastive.objectives.inputs import check_views
+from contrastive.objectives.inputs import check_integers, check_views
 from contrastive.similarity import global_mean, rows
 
 
@@ -27,6 +28,7 @@ class CrossEntropy(Objective):
 
     requires = ("labels", "classifier")
 
+    @checked
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
@@ -50,8 +52,14 @@ class CrossEntropy(Objective):
             raise InvalidValue(
                 "CrossEntropy: give labels=... and classifier=..., which maps features to logits."
             )
+        check_integers("CrossEntropy", "labels", labels, len(views[0]))
         logits = rows.at_least_float32(classifier(torch.cat(views)))
-        targets = labels.repeat(len(views))
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+            raise InvalidValue(
+                f"CrossEntropy: labels go from {int(labels.min())} to {int(labels.max())} and the classifier tells "
+                f"{logits.shape[1]} classes apart; give labels from 0 to {logits.shape[1] - 1}."
+            )
+        targets = labels.long().repeat(len(views))
         return global_mean(
             F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.label_smoothing)
         )

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from contrastive.arguments import usable
 from contrastive.checks import check_choice
 from contrastive.errors import InvalidValue
 from contrastive.objectives.inputs import (
     check_temperature,
     check_views,
+    described,
     divide,
     sample_ids,
     scaled_rows,
@@ -77,6 +79,17 @@ def focal_contrast(
     check_choice("focal_contrast", "average", average, ("positives", "rows"))
     if (labels is None) == (mask is None):
         raise InvalidValue("focal_contrast: give either labels or mask, and not both.")
+    if mask is not None and (not usable(mask) or mask.ndim != 2 or len(mask) != len(embeddings)):
+        raise InvalidValue(
+            f"focal_contrast: mask is {described(mask)}; give a dense tensor ({len(embeddings)}, all rows)."
+        )
+    if weights is not None and (
+        not usable(weights) or not weights.is_floating_point() or weights.shape != (len(embeddings),)
+    ):
+        raise InvalidValue(
+            f"focal_contrast: weights are {described(weights)}; give a number above 0 for each of the "
+            f"{len(embeddings)} rows."
+        )
     samples = gather(scaled_rows(embeddings, temperature) if normalize else divide(embeddings, temperature))
     pairs = _pairs_of_mask(mask, samples) if mask is not None else _pairs_of_labels(labels, weights, samples)
     mass = global_sum(pairs.own_weights.sum())

@@ -20,7 +20,14 @@ from torch.nn import functional as F
 
 from contrastive.checks import check_choice
 from contrastive.errors import InvalidValue
-from contrastive.objectives.inputs import check_temperature, check_views, zero_loss
+from contrastive.objectives.inputs import (
+    check_integers,
+    check_option,
+    check_rows,
+    check_temperature,
+    check_views,
+    zero_loss,
+)
 from contrastive.similarity import average, gather, global_sum, stream_rows, stream_subspace
 from contrastive.similarity.rows import at_least_float32
 
@@ -66,21 +73,24 @@ def gated_contrast(
     check_choice("gated_contrast", "similarity", similarity, ("cosine", "dot"))
     check_choice("gated_contrast", "reduction", reduction, ("pairs", "queries"))
     check_temperature("gated_contrast", temperature)
-    check_views(
-        "gated_contrast", (queries,) if gates is None else (queries, gates.to(queries.dtype)), minimum=1
-    )
+    check_option("gated_contrast", "repulsion", repulsion, "(-inf, inf)")
+    check_views("gated_contrast", (queries,), minimum=1)
+    if gates is not None:
+        check_rows("gated_contrast", "gates", gates, queries)
+        check_views("gated_contrast", (queries, gates.to(queries.dtype)), minimum=1)
+    if keys is not None:
+        check_rows("gated_contrast", "keys", keys, queries)
     for name, ids, rows in (
         ("labels", labels, queries),
         ("partners", partners, queries),
         ("key_labels", key_labels, keys),
     ):
-        if ids is not None and (
-            ids.is_floating_point() or ids.shape != (len(queries if rows is None else rows),)
-        ):
-            raise InvalidValue(
-                f"gated_contrast: {name} have shape {tuple(ids.shape)} and dtype {ids.dtype}; give one integer for "
-                f"each of the {len(queries if rows is None else rows)} rows."
-            )
+        if ids is not None or name != "key_labels":
+            check_integers("gated_contrast", name, ids, len(queries if rows is None else rows))
+    if key_labels is None and keys is not None and len(keys) != len(queries):
+        raise InvalidValue(
+            f"gated_contrast: {len(keys)} keys and {len(queries)} queries; give key_labels, one for each key."
+        )
     with torch.autocast(queries.device.type, enabled=False):
         anchors = _unit(at_least_float32(queries))
         gates = None if gates is None else gates.to(anchors.dtype)

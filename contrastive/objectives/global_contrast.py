@@ -11,9 +11,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from contrastive.checks import check_choice
+from contrastive.arguments import usable
+from contrastive.checks import check_choice, check_number
 from contrastive.errors import InvalidValue
-from contrastive.objectives.inputs import check_temperature, check_views, scaled_rows
+from contrastive.objectives.inputs import check_temperature, check_views, described, scaled_rows
 from contrastive.similarity import Gathered, gather, global_mean
 from contrastive.similarity.tempered import largest_other, tempered_both, tempered_self
 
@@ -98,14 +99,17 @@ def sogclr(
     """
     check_views("sogclr", (z1, z2), minimum=2)
     check_choice("sogclr", "negatives", negatives, ("all", "cross"))
-    check_temperature("sogclr", temperature)
+    if not isinstance(temperature, Tensor):
+        check_temperature("sogclr", temperature)
     check_gamma("sogclr", gamma)
     shape = (len(z1),) if negatives == "all" else (2, len(z1))
-    if log_estimator.shape != shape:
-        raise InvalidValue(
-            f"sogclr: log_estimator has shape {tuple(log_estimator.shape)}; give {shape} for {len(z1)} samples and "
-            f"negatives={negatives!r}."
-        )
+    for what, value in (("log_estimator", log_estimator), ("temperature", temperature)):
+        scalar = what == "temperature" and (not isinstance(value, Tensor) or value.numel() == 1)
+        if not scalar and (not usable(value) or value.shape != shape or not value.is_floating_point()):
+            raise InvalidValue(
+                f"sogclr: {what} is {described(value)}; give a floating-point tensor {shape} for {len(z1)} samples and "
+                f"negatives={negatives!r}."
+            )
     views = [scaled_rows(z, 1.0) for z in (z1, z2)]
     temperatures = (
         torch.as_tensor(temperature, dtype=views[0].dtype, device=z1.device)
@@ -234,5 +238,4 @@ def average_by_sample(index: Tensor, log_estimator: Tensor, *others: Tensor) -> 
 
 def check_gamma(name: str, gamma: float) -> None:
     """Refuse a weight of the present batch that lies outside (0, 1]."""
-    if not 0 < gamma <= 1:
-        raise InvalidValue(f"{name}: gamma is {gamma}; give a number in (0, 1], usually between 0.1 and 0.9.")
+    check_number(name, "gamma", gamma, "(0, 1]")

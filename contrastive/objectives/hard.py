@@ -1,15 +1,20 @@
 """Hard InfoNCE: Wang and Liu, "Understanding the Behaviour of Contrastive Loss", CVPR 2021, arXiv 2012.09740."""
 
 from itertools import combinations
+from numbers import Integral, Real
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from contrastive.checks import check_choice
+from contrastive.arguments import checked
+from contrastive.checks import check_choice, check_number
 from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.inputs import (
+    check_ids,
+    check_integers,
+    check_rows,
     check_temperature,
     check_views,
     divide,
@@ -57,13 +62,25 @@ def hard_info_nce(
     Raises:
         ValueError: for a bad shape, temperature, option or number of negatives.
     """
+    check_views("hard_info_nce", (queries,), minimum=1)
+    check_rows("hard_info_nce", "keys", keys, queries)
+    check_integers("hard_info_nce", "positives", positives, len(queries))
+    check_ids("hard_info_nce", ids, key_ids, len(queries), len(keys), "key_ids")
     check_temperature("hard_info_nce", temperature)
+    check_number("hard_info_nce", "repulsion", repulsion)
     check_choice("hard_info_nce", "form", form, ("softmax", "simple"))
     _check_num_negatives("hard_info_nce", num_negatives)
     if form == "simple":
         temperature = 1.0
-    count = num_negatives if isinstance(num_negatives, int) else max(1, round(num_negatives * len(keys)))
+    count = num_negatives if isinstance(num_negatives, Integral) else max(1, round(num_negatives * len(keys)))
     count = min(count, len(keys))
+
+    positives = positives.long()
+    if len(positives) and not 0 <= int(positives.min()) <= int(positives.max()) < len(keys):
+        raise InvalidValue(
+            f"hard_info_nce: positives go from {int(positives.min())} to {int(positives.max())}; give rows of the "
+            f"{len(keys)} keys."
+        )
 
     def row_loss(logits: Tensor, rows: slice) -> Tensor:
         positive = logits.gather(1, positives[rows, None])
@@ -94,6 +111,7 @@ class HardInfoNCE(Objective):
     Called with ``labels``, samples of equal labels are not each other's negatives.
     """
 
+    @checked
     def __init__(
         self,
         temperature: float = 0.3,
@@ -143,7 +161,8 @@ class HardInfoNCE(Objective):
 
 
 def _check_num_negatives(name: str, value: int | float) -> None:
-    if not (value >= 1 if isinstance(value, int) else 0 < value < 1):
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not (value >= 1 if whole else isinstance(value, Real) and 0 < value < 1):
         raise InvalidValue(
             f"{name}: num_negatives is {value!r}; give an integer of at least 1, or a fraction of the "
             "candidates in (0, 1)."

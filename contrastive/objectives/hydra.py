@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from contrastive.arguments import checked
 from contrastive.checks import check_choice
 from contrastive.errors import InvalidValue, NotReady
 from contrastive.objectives.base import Objective
@@ -81,6 +82,7 @@ class Hydra(Objective):
 
     requires = ("labels",)
 
+    @checked
     def __init__(
         self,
         num_classes: int | None = None,

@@ -27,10 +27,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from contrastive.arguments import checked
 from contrastive.checks import check_choice, check_flag, check_number
 from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.inputs import (
+    check_ids,
+    check_rows,
     check_temperature,
     check_views,
     divide,
@@ -83,7 +86,8 @@ def info_nce(
     check_temperature("info_nce", temperature)
     check_choice("info_nce", "negatives", negatives, ("all", "cross"))
     check_choice("info_nce", "decoupled", decoupled, (False, True, "weighted"))
-    check_number("info_nce", "sigma", sigma, "(0, inf)")
+    if sigma != 0.5:  # checks cost more than a small batch: what was left out needs none
+        check_number("info_nce", "sigma", sigma, "(0, inf)")
     rows = gather(scaled_rows(torch.stack(views, 1), temperature))
     if len(rows.all) < 2:
         if decoupled and len(rows.all) == 1:
@@ -167,6 +171,8 @@ def queue_info_nce(
         ValueError: for a bad shape, dtype or temperature.
     """
     check_views("queue_info_nce", (queries, keys), minimum=2)
+    check_rows("queue_info_nce", "queue", queue, queries)
+    check_ids("queue_info_nce", ids, queue_ids, len(queries), len(queue), "queue_ids")
     check_temperature("queue_info_nce", temperature)
     queries, keys = scaled_rows(queries, temperature), scaled_rows(keys, temperature)
     positives = (queries * keys).sum(-1)
@@ -201,6 +207,7 @@ class InfoNCE(Objective):
         ValueError: for options out of range or that exclude each other.
     """
 
+    @checked
     def __init__(
         self,
         temperature: float = 0.1,
@@ -230,6 +237,8 @@ class InfoNCE(Objective):
                 f"InfoNCE: temperature {temperature} lies outside [temperature_min, temperature_max] = "
                 f"[{temperature_min}, {temperature_max}]; widen the bounds or move the initial value."
             )
+        check_temperature("InfoNCE", temperature_min, name_of_value="temperature_min")
+        check_temperature("InfoNCE", temperature_max, name_of_value="temperature_max")
         if queue_size < 0 or (queue_size and (negatives != "all" or decoupled)):
             raise InvalidValue(
                 f"InfoNCE: queue_size={queue_size} with negatives={negatives!r}, decoupled={decoupled!r}; a queue "

@@ -2,13 +2,16 @@
 
 import math
 import warnings
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from contrastive.errors import InvalidValue
+from contrastive.arguments import FLOATS, usable
+from contrastive.checks import check_number, shown
+from contrastive.errors import InvalidType, InvalidValue
 from contrastive.similarity import Gathered, gather
 
 _SHORTEST = 1e-12  # rows below this length are divided by it instead
@@ -60,11 +63,7 @@ def sample_ids(name: str, ids: Tensor | None, samples: Gathered) -> Gathered:
     if ids is None:
         all_ids = torch.arange(len(samples.all), device=samples.local.device)
         return Gathered(all_ids[samples.start : samples.start + count], all_ids, samples.start)
-    if ids.shape != (count,) or ids.is_floating_point() or ids.is_complex():
-        raise InvalidValue(
-            f"{name}: labels have shape {tuple(ids.shape)} and dtype {ids.dtype}; give one integer for each of the "
-            f"{count} samples, shape ({count},)."
-        )
+    check_integers(name, "labels", ids, count)
     return gather(ids.long())
 
 
@@ -82,10 +81,16 @@ def check_views(name: str, views: tuple[Tensor, ...], *, minimum: int) -> None:
         )
     first = views[0]
     for position, view in enumerate(views):
-        if view.ndim != 2 or not view.is_floating_point():
+        if not isinstance(view, Tensor):
+            raise InvalidType(
+                f"{name}: view {position} is {shown(view)}; give a tensor of embeddings (B, D), as "
+                "torch.as_tensor(...) makes one."
+            )
+        if view.ndim != 2 or view.dtype not in FLOATS or view.layout is not torch.strided:
+            labels = "; labels are given by name, labels=..." if view.ndim == 1 else ""
             raise InvalidValue(
-                f"{name}: view {position} has shape {tuple(view.shape)} and dtype {view.dtype}; expected "
-                "floating-point embeddings (B, D)."
+                f"{name}: view {position} has shape {tuple(view.shape)} and dtype {view.dtype} ({view.layout}); "
+                f"expected dense floating-point embeddings (B, D){labels}."
             )
         if (view.shape, view.dtype, view.device) != (first.shape, first.dtype, first.device):
             raise InvalidValue(
@@ -93,11 +98,73 @@ def check_views(name: str, views: tuple[Tensor, ...], *, minimum: int) -> None:
                 f"{tuple(first.shape)} {first.dtype} on {first.device}; give all views the same shape, "
                 "dtype and device."
             )
+    if first.device.type == "meta":
+        raise InvalidValue(
+            f"{name}: the views are on the meta device, which holds no data; give real tensors."
+        )
+
+
+def check_rows(name: str, what: str, rows: Any, like: Tensor) -> None:
+    """Refuse rows ``(K, D)`` that cannot be compared with ``like`` ``(B, D)``."""
+    if not usable(rows) or not rows.is_floating_point() or rows.ndim != 2 or rows.shape[1] != like.shape[1]:
+        raise InvalidValue(
+            f"{name}: {what} is {described(rows)}; give a dense floating-point tensor (K, {like.shape[1]})."
+        )
+
+
+def check_integers(name: str, what: str, values: Any, count: int | None) -> None:
+    """Refuse anything but a tensor ``(count,)`` of integers; of any length if ``count`` is None."""
+    if not isinstance(values, Tensor):
+        raise InvalidType(
+            f"{name}: {what} is {shown(values)}; give a tensor of integers, as torch.as_tensor(...) makes one."
+        )
+    fits = values.ndim == 1 and (count is None or len(values) == count)
+    if not fits or values.is_floating_point() or not usable(values):
+        number = "each row" if count is None else f"each of the {count} samples, shape ({count},)"
+        raise InvalidValue(
+            f"{name}: {what} have shape {tuple(values.shape)} and dtype {values.dtype}; give one integer for {number}."
+        )
+
+
+def check_ids(
+    name: str, ids: Tensor | None, others: Tensor | None, count: int, other_count: int, partner: str
+) -> None:
+    """Refuse identities without those that they are compared with, or of another number than the rows."""
+    if (ids is None) != (others is None):
+        given, missing = ("ids", partner) if others is None else (partner, "ids")
+        raise InvalidValue(
+            f"{name}: got {given} without {missing}, so nothing could be left out; give both or neither."
+        )
+    if ids is not None:
+        check_integers(name, "ids", ids, count)
+        check_integers(name, partner, others, other_count)
 
 
 def check_temperature(name: str, value: float | Tensor, *, name_of_value: str = "temperature") -> None:
-    """Refuse a temperature that is not a finite positive number."""
-    if not isinstance(value, Tensor) and not (math.isfinite(value) and value >= 1e-8):
-        raise InvalidValue(
-            f"{name}: {name_of_value} is {value}; give a positive number, usually between 0.05 and 1."
-        )
+    """Refuse a temperature that is not a finite positive number or a scalar tensor."""
+    if type(value) is float and 1e-8 <= value < math.inf:
+        return
+    if isinstance(value, Tensor):
+        if value.numel() == 1 and value.dtype in FLOATS and usable(value):
+            return
+    elif isinstance(value, Real) and not isinstance(value, bool) and 1e-8 <= float(value) < math.inf:
+        return
+    kind = InvalidValue if isinstance(value, Real | Tensor) else InvalidType
+    raise kind(
+        f"{name}: {name_of_value} is {described(value)}; give a positive number, usually between 0.05 and 1."
+    )
+
+
+def check_option(name: str, option: str, value: float | Tensor, interval: str) -> None:
+    """Refuse a number outside an interval, as ``"[0, inf)"``; a scalar tensor passes."""
+    if not (isinstance(value, Tensor) and value.numel() == 1 and value.dtype in FLOATS and usable(value)):
+        check_number(name, option, value, interval)
+
+
+def described(value: Any) -> str:
+    """What a message says of a value: shape and type of a tensor, anything else in short."""
+    if not isinstance(value, Tensor):
+        return shown(value)
+    if value.numel() == 1 and usable(value):
+        return str(value.item())
+    return f"a tensor {tuple(value.shape)} of {value.dtype} on {value.device} ({value.layout})"

@@ -31,6 +31,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from contrastive.arguments import checked
 from contrastive.checks import check_choice, check_number
 from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
@@ -75,6 +76,7 @@ class SogCLR(Objective):
     requires = ("index",)
     _variants: tuple[str, ...] = ("corrected", "released", "libauc")
 
+    @checked
     def __init__(
         self,
         temperature: float = 0.1,
@@ -304,6 +306,7 @@ class ISogCLR(SogCLR):
 
     _variants = ("corrected", "released", "libauc", "fastclip")
 
+    @checked
     def __init__(
         self,
         temperature_init: float | None = None,

@@ -13,6 +13,7 @@ and the same with the roles of n and p exchanged, "symmetric with respect to the
 import torch
 from torch import Tensor, nn
 
+from contrastive.arguments import checked
 from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.infonce import info_nce
@@ -37,6 +38,7 @@ class NNCLR(Objective):
         ValueError: for an option out of range.
     """
 
+    @checked
     def __init__(
         self, temperature: float = 0.1, queue_size: int = 16384, predictor: nn.Module | None = None
     ) -> None:

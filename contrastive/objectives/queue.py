@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contrastive.errors import InvalidValue
 from contrastive.similarity import gather
 
 # Marks keys of unknown identity: below every label.
@@ -41,6 +42,11 @@ class KeyQueue(nn.Module):
             generator = torch.Generator().manual_seed(0)
             rows = F.normalize(torch.randn(self.size, like.shape[1], generator=generator), dim=1)
             self.rows = rows.to(like.device, torch.promote_types(like.dtype, torch.float32))
+        if self.rows.shape[1] != like.shape[1]:
+            raise InvalidValue(
+                f"the queue holds keys of width {self.rows.shape[1]}, and these are {like.shape[1]} wide; give "
+                "embeddings of one width, or make the objective anew."
+            )
 
     @torch.no_grad()
     def push(self, keys: Tensor, ids: Tensor | None) -> None:

@@ -27,11 +27,12 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from contrastive.arguments import checked
 from contrastive.checks import check_choice
 from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.independence import VariationalTerm, mmd
-from contrastive.objectives.inputs import check_temperature, check_views, scaled_rows
+from contrastive.objectives.inputs import check_integers, check_temperature, check_views, scaled_rows
 from contrastive.similarity import Gathered, average, gather, gaussian_logsumexp, global_mean, stream_rows
 from contrastive.similarity.rows import at_least_float32
 
@@ -44,11 +45,18 @@ _WITH_NETWORK = ("vCLUB", "vCLUB-sampled", "vUB", "vL1Out", "TC")
 
 def alignment(x: Tensor, y: Tensor, temperature: float = 0.5, valid: Tensor | None = None) -> Tensor:
     """``mean_i |x_i - y_i|^2 / 2t`` of rows ``(B, D)``, those of ``valid`` ``(B,)`` only; 0 if there are none."""
+    check_views("alignment", (x, y), minimum=2)
+    check_temperature("alignment", temperature)
+    if valid is not None:
+        check_integers("alignment", "valid", valid, len(x))
+        valid = valid.bool()
     return global_mean((x - y).square().sum(1), valid) / (2 * temperature)
 
 
 def uniformity(x: Tensor, temperature: float = 0.5) -> Tensor:
     """``log mean_{i != j} exp(-|x_i - x_j|^2 / 2t)`` of rows ``(B, D)``; 0 for fewer than two of them."""
+    check_views("uniformity", (x,), minimum=1)
+    check_temperature("uniformity", temperature)
     rows = gather(x)
     return _uniformity(gaussian_logsumexp([rows], temperature)[0], len(rows.all))
 
@@ -58,6 +66,15 @@ def kernel_entropy(*codes: Tensor, temperature: float = 0.5) -> Tensor:
 
     Of a common and a salient code this is ``-J``, which k-JEM maximises.
     """
+    if not codes:
+        raise InvalidValue("kernel_entropy: got no codes; give one or more, (B, D) each.")
+    check_temperature("kernel_entropy", temperature)
+    for code in codes:
+        check_views("kernel_entropy", (code,), minimum=1)
+        if len(code) != len(codes[0]):
+            raise InvalidValue(
+                f"kernel_entropy: codes have {len(codes[0])} and {len(code)} rows; give codes of the same samples."
+            )
     return _entropy(gaussian_logsumexp([gather(code) for code in codes], temperature)[0])
 
 
@@ -114,6 +131,7 @@ class SepCLR(Objective):
 
     requires = ("is_target",)
 
+    @checked
     def __init__(
         self,
         temperature: float = 0.5,
@@ -259,6 +277,7 @@ class SupervisedSepCLR(Objective):
 
     requires = ("is_target", "attributes")
 
+    @checked
     def __init__(
         self,
         temperature: float = 0.5,
@@ -349,10 +368,14 @@ class _Batch(NamedTuple):
         *,
         min_views: int,
     ) -> "_Batch":
-        commons, salients = tuple(common_views), tuple(salient_views)
+        commons, salients = (
+            tuple(views) if isinstance(views, list | tuple) else (views,)
+            for views in (common_views, salient_views)
+        )
         check_views(f"{name}, common_views", commons, minimum=2)
         check_views(f"{name}, salient_views", salients, minimum=min_views)
         size = len(commons[0])
+        check_integers(name, "is_target", is_target, None)
         if len(salients[0]) != size or is_target.shape != (size,) or is_target.is_floating_point():
             raise InvalidValue(
                 f"{name}: common views have {size} rows, salient views {len(salients[0])}, and is_target has shape "

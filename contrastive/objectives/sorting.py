@@ -22,8 +22,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from contrastive.checks import check_choice
+from contrastive.arguments import usable
+from contrastive.checks import check_choice, check_number
 from contrastive.errors import InvalidValue
+from contrastive.objectives.inputs import described
 
 NetworkName = Literal["odd_even", "bitonic"]
 ComparatorName = Literal["cauchy", "logistic", "logistic_phi", "gaussian", "reciprocal", "optimal"]
@@ -55,11 +57,8 @@ def soft_sort(
     Raises:
         ValueError: for a bad shape or option.
     """
-    if values.ndim != 2 or not values.is_floating_point():
-        raise InvalidValue(
-            f"soft_sort: values have shape {tuple(values.shape)} and dtype {values.dtype}; expected floating-point "
-            "rows (R, n)."
-        )
+    if not usable(values) or values.ndim != 2 or not values.is_floating_point():
+        raise InvalidValue(f"soft_sort: values are {described(values)}; expected floating-point rows (R, n).")
     alpha = build_comparator("soft_sort", comparator, steepness, exponent)
     check_choice("soft_sort", "network", network, ("odd_even", "bitonic"))
     num_rows, n = values.shape
@@ -116,12 +115,8 @@ COMPARATORS: dict[str, Callable[..., Tensor]] = {
 def build_comparator(name: str, comparator: str, steepness: float, exponent: float) -> Comparator:
     """``alpha(d)`` for these options, checked; ``name`` is whose options they are."""
     check_choice(name, "comparator", comparator, tuple(COMPARATORS))
-    if not (math.isfinite(steepness) and steepness > 0):
-        raise InvalidValue(
-            f"{name}: steepness is {steepness}; give a finite number above 0, usually 1 to 100."
-        )
-    if not 0 <= exponent < 1:
-        raise InvalidValue(f"{name}: exponent is {exponent}; give a number in [0, 1).")
+    steepness = check_number(name, "steepness", steepness, "(0, inf)")
+    exponent = check_number(name, "exponent", exponent, "[0, 1)")
     options = {"exponent": exponent} if comparator == "logistic_phi" else {}
     return partial(COMPARATORS[comparator], steepness=steepness, **options)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from contrastive.arguments import checked
 from contrastive.checks import check_choice
 from contrastive.objectives.base import Objective
 from contrastive.objectives.inputs import (
@@ -82,6 +83,7 @@ def _sup_con(
     """The loss and the number of anchors, on any process, that have no positive."""
     check_views("sup_con", views, minimum=1)
     check_temperature("sup_con", temperature)
+    check_temperature("sup_con", base_temperature, name_of_value="base_temperature")
     check_choice("sup_con", "denominator", denominator, ("all", "negatives"))
     check_choice("sup_con", "anchors", anchors, ("all", "first"))
     check_choice("sup_con", "lone_anchors", lone_anchors, ("skip", "zero"))
@@ -153,6 +155,7 @@ class SupCon(Objective):
 
     requires = ("labels",)
 
+    @checked
     def __init__(
         self,
         temperature: float = 0.1,

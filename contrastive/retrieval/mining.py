@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from contrastive.arguments import checked
 from contrastive.errors import InvalidValue
 from contrastive.retrieval.ids import Array, Ids
 from contrastive.retrieval.index import Index
@@ -9,6 +10,7 @@ from contrastive.retrieval.index import Index
 _BLOCK = 4096  # items that are searched for at a time
 
 
+@checked
 def mine_negatives(
     index: Index,
     anchors: Ids,
@@ -77,6 +79,7 @@ def mine_negatives(
     return np.concatenate(all_scores), np.concatenate(all_ids)
 
 
+@checked
 def near_duplicates(index: Index, score: float = 0.98, *, neighbours: int = 16) -> list[list[int | str]]:
     """Groups of items that are joined by scores of at least ``score``: nearly the same pictures, or the same twice.
 

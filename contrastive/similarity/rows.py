@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from contrastive.arguments import usable
+from contrastive.checks import shown
 from contrastive.errors import InvalidValue, NotReady
 
 RowLoss = Callable[..., Tensor]
@@ -147,11 +149,13 @@ def at_least_float32(x: Tensor) -> Tensor:
 def check_pair(name: str, queries: Tensor, keys: Tensor) -> None:
     """Refuse queries ``(M, D)`` and keys ``(N, D)`` that do not fit each other."""
     for role, x in (("queries", queries), ("keys", keys)):
-        if x.ndim != 2 or not x.is_floating_point():
-            raise InvalidValue(
-                f"{name}: {role} has shape {tuple(x.shape)} and dtype {x.dtype}; expected a "
-                "floating-point matrix (rows, D)."
+        if not usable(x) or x.ndim != 2 or not x.is_floating_point():
+            given = (
+                f"has shape {tuple(x.shape)} and dtype {x.dtype}"
+                if isinstance(x, Tensor)
+                else f"is {shown(x)}"
             )
+            raise InvalidValue(f"{name}: {role} {given}; expected a dense floating-point matrix (rows, D).")
     if queries.shape[1] != keys.shape[1] or queries.dtype != keys.dtype or queries.device != keys.device:
         raise InvalidValue(
             f"{name}: queries are {tuple(queries.shape)} {queries.dtype} on {queries.device} and keys "

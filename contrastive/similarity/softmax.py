@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from contrastive.arguments import usable
+from contrastive.errors import InvalidValue
 from contrastive.similarity.distributed import Gathered
 from contrastive.similarity.rows import DENSE_ENTRIES, at_least_float32, check_pair, differentiable_once
 
@@ -44,6 +46,9 @@ def logsumexp_self(rows: Gathered, ids: Tensor | None = None, all_ids: Tensor | 
         RuntimeError: when a matrix of more than ``2**18`` entries is differentiated twice.
     """
     keys = None if rows.all is rows.local else rows.all
+    if keys is not None or all_ids is None:
+        all_given = all_ids if keys is not None else ids
+        _check_ids("logsumexp_self", ids, all_given, rows.local, rows.all, "all_ids")
     pairs = (
         _LeftOut(None, None, rows.start)
         if ids is None
@@ -69,6 +74,7 @@ def logsumexp_cross(
     Raises:
         RuntimeError: when a matrix of more than ``2**18`` entries is differentiated twice.
     """
+    _check_ids("logsumexp_cross", ids, key_ids, queries, keys, "key_ids")
     return _logsumexp(queries, keys, _LeftOut(ids, key_ids, None), columns=False)[0]
 
 
@@ -76,7 +82,25 @@ def logsumexp_both(
     queries: Tensor, keys: Tensor, ids: Tensor | None = None, key_ids: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """As :func:`logsumexp_cross`, for the rows ``(M,)`` and the columns ``(N,)`` of one matrix at once."""
+    _check_ids("logsumexp_both", ids, key_ids, queries, keys, "key_ids")
     return _logsumexp(queries, keys, _LeftOut(ids, key_ids, None), columns=True)
+
+
+def _check_ids(
+    name: str, ids: Tensor | None, others: Tensor | None, queries: Tensor, keys: Tensor, partner: str
+) -> None:
+    """Refuse identities without those that they are compared with: nothing would be left out."""
+    if ids is None and others is None:
+        return
+    if ids is None or others is None:
+        given, missing = ("ids", partner) if others is None else (partner, "ids")
+        raise InvalidValue(f"{name}: got {given} without {missing}; give both or neither.")
+    for what, values, rows in (("ids", ids, queries), (partner, others, keys)):
+        if not usable(values) or values.is_floating_point() or values.shape != (len(rows),):
+            given = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+            raise InvalidValue(
+                f"{name}: {what} is of {given}; give a tensor of integers, one for each of the {len(rows)} rows."
+            )
 
 
 class _LeftOut(NamedTuple):

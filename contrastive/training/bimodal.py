@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from contrastive.arguments import checked
 from contrastive.encoders import ProjectionHead
 from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
@@ -58,6 +59,7 @@ class PretrainPairs(Pretrain):
         "second_views",
     )
 
+    @checked
     def __init__(
         self,
         encoder: nn.Module,

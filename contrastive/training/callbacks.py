@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
+from contrastive.arguments import checked
 from contrastive.encoders import save_encoder
 from contrastive.training.checkpoints import after_step
 from contrastive.training.optim import warmup_cosine
@@ -224,6 +225,7 @@ class ExportEncoder(Callback):
         report: After that, write ``report.html`` (:func:`contrastive.evaluation.report.write_report`).
     """
 
+    @checked
     def __init__(self, evaluate: bool = False, report: bool = False) -> None:
         self.evaluate, self.report = evaluate, report
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
+from contrastive.arguments import checked
 from contrastive.encoders import ProjectionHead, TimmEncoder
 from contrastive.errors import FileMissing, InvalidValue
 from contrastive.evaluation.metrics import Classification, classify
@@ -73,6 +74,7 @@ class FineTune(Pretrain):
 
     _provides = frozenset({"index", "labels", "classifier"})
 
+    @checked
     def __init__(
         self,
         encoder: nn.Module | str,

@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from contrastive.arguments import checked
 from contrastive.evaluation.geometry import alignment, effective_rank, mean_cosine, normalized_std
 from contrastive.training.pretrain import Pretrain
 
@@ -46,6 +47,7 @@ class CollapseMonitor(Callback):
         min_rank: Warn when ``effective_rank`` is below.
     """
 
+    @checked
     def __init__(self, min_spread: float = 0.1, min_rank: float = 2.0) -> None:
         self.min_spread, self.min_rank = min_spread, min_rank
         self.warned = False

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from contrastive.arguments import checked, checked_fields
 from contrastive.errors import InvalidValue
 
 
+@checked_fields
 @dataclass(frozen=True)
 class OptimizerConfig:
     """The optimiser, its learning rate and its schedule: linear warm-up, then half a cosine.
@@ -209,6 +211,7 @@ class LARS(torch.optim.Optimizer):
         trust: Trust coefficient.
     """
 
+    @checked
     def __init__(
         self,
         params: Any,

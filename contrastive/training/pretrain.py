@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from contrastive.arguments import checked
 from contrastive.encoders import MomentumEncoder, ProjectionHead
 from contrastive.errors import InvalidType, InvalidValue, NotFinite
 from contrastive.objectives.base import Objective
@@ -76,6 +77,7 @@ class Pretrain(LightningModule):
     _provides = frozenset({"index", "labels"})  # what the objective may require
     _parts: tuple[str, ...] = ("encoder", "objective", "projector", "views")  # arguments that are modules
 
+    @checked
     def __init__(
         self,
         encoder: nn.Module,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from contrastive.arguments import checked
 from contrastive.checks import check_whole, shown
 from contrastive.data.labels import is_whole
 from contrastive.encoders import ProjectionHead
@@ -60,6 +61,7 @@ class Separate(Pretrain):
         "views",
     )
 
+    @checked
     def __init__(
         self,
         common_encoder: nn.Module,

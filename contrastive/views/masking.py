@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from contrastive.arguments import checked
 from contrastive.errors import InvalidValue
 
 TRIES = 10
@@ -35,6 +36,7 @@ class PatchMask(nn.Module):
             number of channels than ``fill`` has.
     """
 
+    @checked
     def __init__(
         self,
         patch: int = 16,

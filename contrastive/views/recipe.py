@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from contrastive.arguments import checked_fields
 from contrastive.errors import InvalidValue
 from contrastive.views.colour import apply_colour, colour_map, gaussian_blur, solarise
 from contrastive.views.sampling import TRIES, Boxes, Scratch, random_boxes, resample, resample_rotated
@@ -31,6 +32,7 @@ class Parameters(NamedTuple):
         return Parameters(Boxes(*(x[rows] for x in boxes)), *(x[rows] for x in others))
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Recipe:
     """One random view: crop, resize, flip, rotate, colour jitter, grey, blur, solarise, in this order.

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from contrastive.arguments import checked
 from contrastive.errors import InvalidType, InvalidValue
 from contrastive.views.recipe import Recipe
 from contrastive.views.sampling import Scratch
@@ -44,6 +45,7 @@ class Views(nn.Module):
             values outside [0, 1].
     """
 
+    @checked
     def __init__(self, recipes: Sequence[Recipe]) -> None:
         super().__init__()
         if not recipes:
@@ -102,6 +104,7 @@ class SimCLRViews(Views):
         ValueError: an option is out of its range, or a sequence has not one number for each view.
     """
 
+    @checked
     def __init__(
         self,
         size: int = 32,
@@ -154,6 +157,7 @@ class MultiCrop(Views):
         ValueError: an option is out of its range, or a sequence has not one number for each view.
     """
 
+    @checked
     def __init__(
         self,
         global_size: int = 224,
