@@ -35,8 +35,8 @@ Kind = tuple[Callable[[Any], Any], str]
 def checked(function: Function) -> Function:
     """Check the arguments of a function, or of a constructor, by its annotations.
 
-    Whole numbers fit an int64, others are finite, texts have no NUL byte, tensors are dense and hold data. An argument
-    that was left out, or whose annotation says nothing, is not looked at.
+    Whole numbers fit an int64, texts have no NUL byte, tensors are dense and hold data. An argument that was left out,
+    or whose annotation says nothing, is not looked at; intervals and choices are left to the function.
 
     Raises:
         TypeError: an argument is of another type.
@@ -96,9 +96,8 @@ def _checked(who: str, name: str, value: Any, kinds: list[Kind]) -> Any:
     advice = ""
     if any(words == _TENSOR for _, words in kinds) and isinstance(value, np.ndarray | list | tuple):
         advice = ", as torch.as_tensor(...) makes one"
-    # A number that is no number of this kind, or a text that is none of the choices: the type is right.
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    kind = InvalidValue if number or isinstance(value, str | Tensor) else InvalidType
+    values = isinstance(value, int | float | np.number | str | Tensor | list | tuple)
+    kind = InvalidValue if values and not isinstance(value, bool) else InvalidType
     raise kind(f"{who}: {name} is {_what(value)}; give {expected}{advice}.")
 
 
@@ -152,6 +151,10 @@ def _whole(value: Any) -> Any:
 
 
 def _number(value: Any) -> Any:
+    if type(value) in (int, float) and -LARGEST <= value <= LARGEST:
+        return value
+    if type(value) is float:  # not finite, or larger: functions say themselves which numbers they take
+        return value
     if isinstance(value, bool | np.bool_ | str | bytes) or not hasattr(value, "__float__"):
         return _NO
     if isinstance(value, Tensor | np.ndarray) and value.ndim:
@@ -182,7 +185,8 @@ def _tensor(value: Any) -> Any:
 def _choice(value: Any, choices: tuple[Any, ...]) -> Any:
     if isinstance(value, np.integer | np.bool_):
         value = value.item()
-    return value if any(type(value) is type(one) and value == one for one in choices) else _NO
+    # Another text than the choices is for the function to refuse, which may know more of them.
+    return value if any(type(value) is type(one) for one in choices) else _NO
 
 
 def _list(value: Any, one: list[Kind], kind: type) -> Any:

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from contrastive.errors import NotFinite
-from contrastive.objectives.inputs import check_integers
+from contrastive.arguments import usable
+from contrastive.checks import shown
+from contrastive.errors import InvalidType, NotFinite
 
 
 class Objective(nn.Module):
@@ -34,12 +35,14 @@ class Objective(nn.Module):
 
         Raises:
             FloatingPointError: if the loss is NaN or infinite.
-            TypeError, ValueError: if ``index`` or ``labels`` is not one integer a sample.
+            TypeError: if ``index`` or ``labels`` is no dense tensor.
         """
-        count = len(views[0]) if views and isinstance(views[0], Tensor) and views[0].ndim else None
         for what in ("index", "labels"):
-            if inputs.get(what) is not None:
-                check_integers(type(self).__name__, what, inputs[what], count)
+            if (given := inputs.get(what)) is not None and not usable(given):
+                raise InvalidType(
+                    f"{type(self).__name__}: {what} is {shown(given)}; give a dense tensor of integers, as "
+                    "torch.as_tensor(...) makes one."
+                )
         loss: Tensor = super().__call__(*views, **inputs)
         if not bool(torch.isfinite(loss.detach())):
             raise NotFinite(_describe_bad_loss(type(self).__name__, loss, _tensors(views)))

@@ -27,7 +27,7 @@ from contrastive.errors import InvalidValue, NotFinite
 from contrastive.objectives.base import Objective
 from contrastive.objectives.clustered_memory import ClusteredMemory
 from contrastive.objectives.enhanced_contrast import Batches, Negatives, beclr
-from contrastive.objectives.inputs import check_temperature, check_views, scaled_rows
+from contrastive.objectives.inputs import check_integers, check_temperature, check_views, scaled_rows
 from contrastive.similarity import gather
 from contrastive.similarity.rows import at_least_float32
 
@@ -183,6 +183,8 @@ class BECLR(Objective):
                 "teacher=(t1, t2), the momentum network's embeddings of the same two."
             )
         check_views("BECLR", (*views, *given), minimum=4)
+        if labels is not None:
+            check_integers("BECLR", "labels", labels, len(views[0]))
         if self.predictor is None or views[0].shape[1] != self._dim:
             raise InvalidValue(
                 f"BECLR: embeddings are {views[0].shape[1]} wide, and it was built for width {self._dim}; give dim to "

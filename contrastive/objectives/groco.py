@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contrastive.arguments import checked
-from contrastive.checks import check_choice, check_whole
+from contrastive.checks import LARGEST, check_choice, check_whole
 from contrastive.errors import InvalidValue, NotFinite
 from contrastive.objectives.base import Objective
 from contrastive.objectives.inputs import check_views
@@ -304,8 +304,12 @@ def _check_options(
     comparator: str,
     exponent: float,
 ) -> Comparator:
-    check_whole(name, "num_negatives", num_negatives)
-    if num_positive_views is not None and check_whole(name, "num_positive_views", num_positive_views, 0) < 2:
+    if check_whole(name, "num_negatives", num_negatives, -LARGEST) < 1:
+        raise InvalidValue(f"{name}: num_negatives is {num_negatives}; give at least 1, usually 10.")
+    if (
+        num_positive_views is not None
+        and check_whole(name, "num_positive_views", num_positive_views, -LARGEST) < 2
+    ):
         raise InvalidValue(
             f"{name}: num_positive_views is {num_positive_views}, which leaves the first view without a positive; "
             "give at least 2, or None for all views."

@@ -90,7 +90,7 @@ def check_views(name: str, views: tuple[Tensor, ...], *, minimum: int) -> None:
             labels = "; labels are given by name, labels=..." if view.ndim == 1 else ""
             raise InvalidValue(
                 f"{name}: view {position} has shape {tuple(view.shape)} and dtype {view.dtype} ({view.layout}); "
-                f"expected dense floating-point embeddings (B, D){labels}."
+                f"expected floating-point embeddings (B, D), dense{labels}."
             )
         if (view.shape, view.dtype, view.device) != (first.shape, first.dtype, first.device):
             raise InvalidValue(

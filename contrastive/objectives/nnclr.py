@@ -17,7 +17,7 @@ from contrastive.arguments import checked
 from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.infonce import info_nce
-from contrastive.objectives.inputs import check_temperature, check_views, scaled_rows
+from contrastive.objectives.inputs import check_integers, check_temperature, check_views, scaled_rows
 from contrastive.objectives.queue import KeyQueue
 from contrastive.similarity.rows import at_least_float32, choose_block_size
 
@@ -68,6 +68,8 @@ class NNCLR(Objective):
         check_views("NNCLR", views, minimum=2)
         if len(views) != 2:
             raise InvalidValue(f"NNCLR: got {len(views)} views; call it with two.")
+        if labels is not None:
+            check_integers("NNCLR", "labels", labels, len(views[0]))
         rows = at_least_float32(torch.stack(views))
         predictions = rows if self.predictor is None else self.predictor(rows.flatten(0, 1)).view_as(rows)
         self.queue.prepare(views[0])

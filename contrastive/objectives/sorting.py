@@ -17,15 +17,15 @@ layers finds the shares, a second one in reverse order carries the weights back.
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
+from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from contrastive.arguments import usable
-from contrastive.checks import check_choice, check_number
+from contrastive.checks import check_choice, check_number, shown
 from contrastive.errors import InvalidValue
-from contrastive.objectives.inputs import described
 
 NetworkName = Literal["odd_even", "bitonic"]
 ComparatorName = Literal["cauchy", "logistic", "logistic_phi", "gaussian", "reciprocal", "optimal"]
@@ -58,7 +58,12 @@ def soft_sort(
         ValueError: for a bad shape or option.
     """
     if not usable(values) or values.ndim != 2 or not values.is_floating_point():
-        raise InvalidValue(f"soft_sort: values are {described(values)}; expected floating-point rows (R, n).")
+        given = (
+            f"have shape {tuple(values.shape)} and dtype {values.dtype}"
+            if isinstance(values, Tensor)
+            else "are none"
+        )
+        raise InvalidValue(f"soft_sort: values {given}; expected dense floating-point rows (R, n).")
     alpha = build_comparator("soft_sort", comparator, steepness, exponent)
     check_choice("soft_sort", "network", network, ("odd_even", "bitonic"))
     num_rows, n = values.shape
@@ -115,7 +120,10 @@ COMPARATORS: dict[str, Callable[..., Tensor]] = {
 def build_comparator(name: str, comparator: str, steepness: float, exponent: float) -> Comparator:
     """``alpha(d)`` for these options, checked; ``name`` is whose options they are."""
     check_choice(name, "comparator", comparator, tuple(COMPARATORS))
-    steepness = check_number(name, "steepness", steepness, "(0, inf)")
+    if not (isinstance(steepness, Real) and math.isfinite(steepness) and steepness > 0):
+        raise InvalidValue(
+            f"{name}: steepness is {shown(steepness)}; give a finite number above 0, usually 1 to 100."
+        )
     exponent = check_number(name, "exponent", exponent, "[0, 1)")
     options = {"exponent": exponent} if comparator == "logistic_phi" else {}
     return partial(COMPARATORS[comparator], steepness=steepness, **options)
