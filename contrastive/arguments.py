@@ -128,15 +128,19 @@ def _kinds(hint: Any) -> list[Kind]:
         if not all(each):
             return []
         words = f"{len(inner)} values, each {each[0][0][1]}"
-        return [(lambda value: _row(value, each), words)]
+        return [(lambda value: _row(value, _as_many(value, each)), words)]
     if origin in (tuple, *_SEQUENCES) and inner and (one := _kinds(inner[0])):
         words = f"a list, each {one[0][1]}"
         return [(lambda value: _list(value, one, tuple if origin is tuple else list), words)]
+    if origin is np.ndarray:
+        return [(lambda value: value if isinstance(value, np.ndarray | list | tuple) else _NO, "an array")]
     if isinstance(origin, type) and origin not in (object, tuple, *_SEQUENCES):
         article = "an" if origin.__name__[0] in "AEIOU" else "a"
         return [(lambda value: value if isinstance(value, origin) else _NO, f"{article} {origin.__name__}")]
     if origin is collections.abc.Callable:
-        return [(lambda value: value if callable(value) else _NO, "a function")]
+        return [
+            (lambda value: value if callable(value) and not isinstance(value, type) else _NO, "a function")
+        ]
     return []
 
 
@@ -195,6 +199,12 @@ def _list(value: Any, one: list[Kind], kind: type) -> Any:
     if not isinstance(value, list | tuple | range):
         return _NO
     return _row(value, [one] * len(value), kind)
+
+
+def _as_many(value: Any, each: list[list[Kind]]) -> list[list[Kind]]:
+    """What the values of a row are compared with; a row of another length is for the function to refuse."""
+    fits = not isinstance(value, list | tuple) or len(value) == len(each)
+    return each if fits else [each[0]] * len(value)
 
 
 def _row(value: Any, each: list[list[Kind]], kind: type = tuple) -> Any:

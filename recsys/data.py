@@ -49,7 +49,10 @@ class Sequences:
 
     def __post_init__(self) -> None:
         for name in ("items", "offsets"):
-            array = np.asarray(getattr(self, name))
+            try:
+                array = np.asarray(getattr(self, name))
+            except (ValueError, TypeError):  # rows of different lengths, a tensor without data
+                raise InvalidValue(f"Sequences: {name} is no array; give integers, 1-d.") from None
             if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
                 raise InvalidValue(
                     f"Sequences: {name} has the shape {array.shape} and type {array.dtype}; give integers, 1-d."

@@ -25,8 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from contrastive.arguments import checked
 from contrastive.checks import check_choice, check_whole
-from contrastive.errors import InvalidValue
+from contrastive.errors import InvalidType, InvalidValue
 from recsys.data import Cases, Sequences
 from recsys.objectives import products
 
@@ -66,6 +67,7 @@ class ScoredBlock:
     scores: Tensor
 
 
+@checked
 def rank_targets(
     score: Score,
     cases: Cases,
@@ -124,6 +126,7 @@ def rank_block(block: ScoredBlock, history: History, ties: Ties) -> Array:
     return _ranks(ahead, ties)
 
 
+@checked
 def rank_by_vectors(
     states: Tensor,
     item_vectors: Tensor,
@@ -160,7 +163,16 @@ def rank_by_vectors(
     if item_block is None:
         item_block = max(1, (1 << 23) // max(1, min(user_block, len(states))))
     item_block = check_whole("rank_by_vectors", "item_block", item_block)
-    targets = np.asarray(targets)
+    targets = _as_array(targets)
+    if targets.ndim != 1 or targets.dtype.kind not in "iu":
+        raise InvalidValue(
+            f"rank_by_vectors: targets have the shape {targets.shape} and type {targets.dtype}; give integers (C,)."
+        )
+    if not (states.is_floating_point() and item_vectors.dtype == states.dtype):
+        raise InvalidValue(
+            f"rank_by_vectors: states are {states.dtype} and item_vectors {item_vectors.dtype}; give both of one "
+            "floating-point type."
+        )
     if states.ndim != 2 or item_vectors.ndim != 2 or states.shape[1] != item_vectors.shape[1]:
         raise InvalidValue(
             f"rank_by_vectors: states {tuple(states.shape)} and item_vectors {tuple(item_vectors.shape)}; give (C, d) "
@@ -250,6 +262,7 @@ def _seen(histories: Sequences, targets: Array) -> tuple[Array, Array]:
     return items, rows
 
 
+@checked
 def top_items(
     score: Score, histories: Sequences, k: int, history: History = "keep", batch_size: int = 512
 ) -> Array:
@@ -288,6 +301,7 @@ def top_items(
     return np.zeros((0, k), np.int64) if lists is None else lists
 
 
+@checked
 def coverage(lists: Array, num_items: int) -> float:
     """Share of the catalogue that stands on at least one list: coverage@k for lists of k items.
 
@@ -297,7 +311,21 @@ def coverage(lists: Array, num_items: int) -> float:
         lists: items of :func:`top_items`; 0 counts for nothing.
         num_items: size of the catalogue.
     """
+    lists = _as_array(lists)
+    if lists.dtype.kind not in "iu" and lists.size:
+        raise InvalidValue(
+            f"coverage: lists have the type {lists.dtype}; give the items of top_items, integers."
+        )
     return float(np.count_nonzero(np.unique(lists)) / check_whole("coverage", "num_items", num_items))
+
+
+def _as_array(values: Any) -> Array:
+    try:
+        return np.asarray(values)
+    except ValueError:  # a list of lists of different lengths
+        raise InvalidValue(
+            "an array was expected, not rows of different lengths; give integers, 1-d."
+        ) from None
 
 
 def case_values(ranks: Array, metric: str) -> Array:
@@ -313,7 +341,7 @@ def case_values(ranks: Array, metric: str) -> Array:
     Raises:
         ValueError: there are no ranks, they are not integers from 0, or the metric is unknown.
     """
-    ranks = np.asarray(ranks)
+    ranks = _as_array(ranks)
     if ranks.ndim != 1 or not len(ranks) or ranks.dtype.kind not in "iu" or ranks.min() < 0:
         raise InvalidValue(
             f"ranks of shape {ranks.shape} and type {ranks.dtype}"
@@ -327,6 +355,7 @@ def case_values(ranks: Array, metric: str) -> Array:
     return np.asarray((ranks < int(k)) * GAINS[name](ranks.astype(np.float64), int(k)))
 
 
+@checked
 def ranking_metrics(ranks: Array, ks: Sequence[int] = KS) -> dict[str, float]:
     """HR, NDCG and MRR at each k, as means over all cases in float64.
 
@@ -349,6 +378,7 @@ def metric_names(ks: Sequence[int]) -> list[str]:
     return [f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in ks]
 
 
+@checked
 def metrics_by_length(
     ranks: Array, cases: Cases, ks: Sequence[int] = KS, bins: int = 4
 ) -> list[dict[str, Any]]:
@@ -360,6 +390,7 @@ def metrics_by_length(
     return _by_quantile("history length", ranks, cases.histories.lengths, ks, bins)
 
 
+@checked
 def metrics_by_popularity(
     ranks: Array, cases: Cases, train: Sequences, ks: Sequence[int] = KS, bins: int = 4
 ) -> list[dict[str, Any]]:
@@ -382,10 +413,12 @@ def metrics_by_popularity(
 def _by_quantile(
     name: str, ranks: Array, values: Array, ks: Sequence[int], bins: int
 ) -> list[dict[str, Any]]:
-    ranks = np.asarray(ranks)
+    ranks = _as_array(ranks)
     bins = check_whole("metrics by bins", "bins", bins)
-    if not len(ranks) or len(ranks) != len(values):
-        raise InvalidValue(f"{len(ranks)} ranks of {len(values)} cases; give the rank of each case.")
+    if ranks.ndim != 1 or not len(ranks) or len(ranks) != len(values):
+        raise InvalidValue(
+            f"ranks of shape {ranks.shape} of {len(values)} cases; give the rank of each case."
+        )
     limits = np.unique(np.quantile(values, np.arange(1, bins + 1) / bins, method="inverted_cdf"))
     bin_of = np.searchsorted(limits, values)
     rows = []
@@ -426,6 +459,7 @@ class Comparison:
         )
 
 
+@checked
 def paired_bootstrap(
     ranks_a: Array, ranks_b: Array, metric: str = "NDCG@10", samples: int = 10_000, seed: int = 0
 ) -> Comparison:
@@ -484,6 +518,10 @@ def _by_length(histories: Sequences, batch_size: int) -> Iterator[Array]:
 def _scores(score: Score, histories: Sequences, largest: int) -> Tensor:
     with torch.no_grad():
         scores = score(histories)
+    if not isinstance(scores, Tensor):
+        raise InvalidType(
+            f"the scores of a model are a {type(scores).__name__}; give a tensor (B, num_items + 1)."
+        )
     if scores.ndim != 2 or len(scores) != len(histories) or scores.shape[1] <= largest:
         raise InvalidValue(
             f"scores of shape {tuple(scores.shape)} for {len(histories)} histories with items up to {largest}; a model "

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from contrastive import load_encoder, save_encoder
-from contrastive.checks import check_choice, check_number, check_whole
+from contrastive.arguments import usable
+from contrastive.checks import check_choice, check_flag, check_number, check_whole, shown
 from contrastive.errors import FileMissing, InvalidType, InvalidValue, UnknownKey
 from contrastive.reading import read_mapping
 from contrastive.retrieval import Index
@@ -316,6 +317,13 @@ class Recommender:
         """
         k = check_whole("recommend", "k", k)
         check_choice("recommend", "cold", cold, ("raise", "popular"))
+        exclude_seen = check_flag("recommend", "exclude_seen", exclude_seen)
+        if filter is not None and not isinstance(
+            filter, Mapping | list | tuple | set | np.ndarray | range | str
+        ):
+            raise InvalidType(
+                f"recommend: filter is {shown(filter)}; give ids, or columns with what they must be."
+            )
         if not _is_list(histories) or isinstance(filter, str):
             raise InvalidType(
                 f"recommend: histories={str(histories)[:60]!r}, filter={filter!r}; give lists of ids, or for many "
@@ -455,6 +463,24 @@ class Recommender:
             ValueError: an id is here already or stands twice, none or several of the sources are given, shapes do not
                 fit, or no known item has an attribute in common with a new one. Then nothing has changed.
         """
+        if not _is_list(ids) and not isinstance(ids, range):
+            raise InvalidType(f"add_items: ids is {shown(ids)}; give a list of ids.")
+        for name, value, kind in (
+            ("like", like, Mapping),
+            ("attributes", attributes, Mapping),
+            ("columns", columns, Mapping),
+        ):
+            if value is not None and not isinstance(value, kind):
+                raise InvalidType(f"add_items: {name} is {shown(value)}; give a dictionary.")
+        neighbours = check_whole("add_items", "neighbours", neighbours)
+        if titles is not None and not (
+            _is_list(titles) and all(t is None or isinstance(t, str) for t in titles)
+        ):
+            raise InvalidType(
+                f"add_items: titles is {shown(titles)}; give a list with a text, or None, for each id."
+            )
+        if vectors is not None and not usable(vectors) and not _is_numbers(vectors):
+            raise InvalidType(f"add_items: vectors is {shown(vectors)}; give an array or a tensor (n, d).")
         new: list[Id] = [item.item() if isinstance(item, np.generic) else item for item in ids]
         if not isinstance(getattr(self.encoder, "item_embedding", None), nn.Embedding):
             raise InvalidType(
@@ -690,6 +716,10 @@ class _OneThread:
 
 
 _ONE_THREAD = _OneThread()
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fiu"
 
 
 def _is_list(value: Any) -> bool:

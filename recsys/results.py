@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from contrastive.arguments import checked
 from contrastive.errors import InvalidValue
 from recsys.files import write_atomically
 from recsys.metrics import Comparison
@@ -84,6 +85,7 @@ def read_results(path: str | os.PathLike[str]) -> list[RankingResult]:
     return [RankingResult(**row) for row in rows]
 
 
+@checked
 def format_results(results: Sequence[RankingResult], markdown: bool = False) -> str:
     """Results as a table, with the conventions beside the numbers."""
     return format_table([result.row for result in results], markdown)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from contrastive.arguments import checked
 from contrastive.checks import check_whole
 from contrastive.errors import InvalidValue
 from recsys.metrics import KS, metric_names
@@ -32,6 +33,7 @@ class RankingMetrics(Metric):
     gains: Tensor
     cases: Tensor
 
+    @checked
     def __init__(self, ks: Sequence[int] = KS, **options: Any) -> None:
         super().__init__(**options)
         self.ks = tuple(check_whole("RankingMetrics", "a cut-off in ks", k) for k in ks)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contrastive.arguments import checked
 from contrastive.checks import check_choice, check_flag, check_number, check_whole
 from contrastive.errors import InvalidValue
 from contrastive.similarity import gather, global_mean, logsumexp_cross
@@ -117,6 +118,7 @@ class SRACL(Head):
         ValueError: an unknown choice or a number out of range.
     """
 
+    @checked
     def __init__(
         self,
         user_weight: float = 0.1,

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
+from contrastive.arguments import checked
 from contrastive.checks import check_choice, check_flag, check_number, check_whole
 from contrastive.errors import InvalidType, InvalidValue, NotFinite
 from contrastive.similarity.distributed import global_sum
@@ -49,6 +50,7 @@ class RecommenderData(LightningDataModule):
         ValueError: a number out of range, an unknown split, or what reading and cutting the histories refuse.
     """
 
+    @checked
     def __init__(
         self,
         source: str = "synthetic",
@@ -181,6 +183,7 @@ class SequentialRecommender(LightningModule):
         ValueError: more than one MCLRec head, a number out of range, or an unknown choice.
     """
 
+    @checked
     def __init__(
         self,
         encoder: SequenceEncoder,

@@ -41,6 +41,11 @@ def blend(backgrounds: Tensor, overlays: Tensor | None = None, weight: float = 0
     if overlays is None:
         return images.div_(255)
     overlays = overlays[:, None] if overlays.ndim == 3 else overlays
+    if overlays.ndim != 4 or backgrounds.ndim != 4:
+        raise InvalidValue(
+            f"blend: overlays have shape {tuple(overlays.shape)} and backgrounds {tuple(backgrounds.shape)}; give "
+            "images (N, C, H, W)."
+        )
     height, width = (b - o for b, o in zip(backgrounds.shape[2:], overlays.shape[2:], strict=True))
     if len(overlays) != len(backgrounds) or min(height, width) < 0:
         raise InvalidValue(

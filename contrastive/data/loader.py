@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from contrastive.errors import InvalidValue
+from contrastive.checks import shown
+from contrastive.errors import InvalidType, InvalidValue
 
 
 class Batch(NamedTuple):
@@ -67,6 +68,11 @@ class Loader:
         sharded: bool = True,
         num_workers: int = 0,
     ) -> None:
+        for what, given in (("inputs", inputs), ("rows", inputs if rows is None else rows)):
+            if not hasattr(given, "__len__"):
+                raise InvalidType(
+                    f"Loader: {what} is {shown(given)}; give a tensor, or for inputs a data set."
+                )
         self.inputs = inputs
         self.labels = labels
         self.rows = rows

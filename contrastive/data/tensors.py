@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contrastive.arguments import checked
+from contrastive.checks import shown
 from contrastive.data.base import DataModule, Inputs, Known, add_to_digest
 from contrastive.data.labels import as_integers, integer_classes
-from contrastive.errors import InvalidValue
+from contrastive.errors import InvalidType, InvalidValue
 
 
 class TensorData(DataModule):
@@ -54,8 +55,8 @@ class TensorData(DataModule):
         super().__init__(
             batch_size, validation_fraction, seed, 0, imbalance, imbalance_profile, labels_per_class
         )
-        self.train_inputs = torch.as_tensor(train_inputs)
-        self.test_inputs = None if test_inputs is None else torch.as_tensor(test_inputs)
+        self.train_inputs = _as_tensor("train_inputs", train_inputs)
+        self.test_inputs = None if test_inputs is None else _as_tensor("test_inputs", test_inputs)
         if self.train_inputs.ndim < 2 or not len(self.train_inputs):
             raise InvalidValue(
                 f"TensorData(train_inputs=...) has the shape {tuple(self.train_inputs.shape)}; give (N, ...), one row "
@@ -70,7 +71,9 @@ class TensorData(DataModule):
         test = _labels("test", self.test_inputs, test_labels)
         if class_names is None:
             train, test, class_names = _classes(train, test)
-        highest = max((int(labels.max()) for labels in (train, test) if labels is not None), default=-1)
+        highest = max(
+            (int(labels.max()) for labels in (train, test) if labels is not None and len(labels)), default=-1
+        )
         if highest >= len(class_names):
             raise InvalidValue(
                 f"TensorData(class_names=...) has {len(class_names)} names, and the highest label is {highest}; give "
@@ -94,6 +97,12 @@ class TensorData(DataModule):
         for part in (self.known.train_labels, self.train_inputs, self.known.test_labels, self.test_inputs):
             add_to_digest(digest, part)
         return Inputs(self.train_inputs, self.test_inputs, digest.hexdigest()[:16])
+
+
+def _as_tensor(argument: str, values: Any) -> Tensor:
+    if isinstance(values, np.ndarray | Tensor) and values.dtype != object:
+        return torch.as_tensor(values)
+    raise InvalidType(f"TensorData: {argument} is {shown(values)}; give a tensor or an array of numbers.")
 
 
 def _labels(split: str, inputs: Tensor | None, labels: Any) -> NDArray[Any] | None:

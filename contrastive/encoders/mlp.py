@@ -10,6 +10,8 @@ from contrastive.arguments import checked
 from contrastive.encoders.normalise import Normalise
 from contrastive.errors import InvalidValue
 
+WIDEST = 2**20  # of a layer; a larger number is a mistake, and memory would end first
+
 
 def mlp(widths: Sequence[int], final_bias: bool = True) -> nn.Sequential:
     """Stack linear layers of the given widths, with batch norm and ReLU between (not after) them.
@@ -21,10 +23,10 @@ def mlp(widths: Sequence[int], final_bias: bool = True) -> nn.Sequential:
     Raises:
         ValueError: If fewer than two widths are given or one is below 1.
     """
-    if len(widths) < 2 or min(widths) < 1:
+    if len(widths) < 2 or min(widths) < 1 or max(widths) > WIDEST:
         raise InvalidValue(
             f"the layer widths of a multi-layer perceptron are {list(widths)}; "
-            "give at least an input and an output width, each 1 or more."
+            "give at least an input and an output width, each 1 or more (and at most 2^20)."
         )
     layers: list[nn.Module] = []
     for width_in, width_out in pairwise(widths[:-1]):

@@ -149,9 +149,9 @@ def compare_few_shot(
             f"compare_few_shot: the two features ({len(first)} and {len(second)} rows) differ in their samples or "
             "labels; extract both from the same data set, in the same order"
         )
-    if len(support) < 2:
+    if support.ndim != 3 or len(support) < 2:
         raise InvalidValue(
-            f"compare_few_shot: {len(support)} episode; an interval of the difference takes two or more"
+            f"compare_few_shot: support of shape {tuple(support.shape)}; an interval of the difference takes two or more"
         )
     one, other = (few_shot(features, support, query, classifier=classifier) for features in (first, second))
     difference = one.accuracies - other.accuracies

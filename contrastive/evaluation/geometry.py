@@ -67,6 +67,10 @@ def tolerance(z: Tensor, labels: Tensor, *, literal: bool = False) -> float:
         ValueError: no class has two samples.
     """
     _require_rows("tolerance", z, 2)
+    if labels.shape != (len(z),):
+        raise InvalidValue(
+            f"tolerance: labels have shape {tuple(labels.shape)}; give one integer for each row of z."
+        )
     x = normalize(z.double())
     _, group, counts = torch.unique(labels, return_inverse=True, return_counts=True)
     sums = x.new_zeros(len(counts), x.shape[1]).index_add_(0, group, x)
@@ -179,6 +183,7 @@ def describe_geometry(z: Tensor, labels: Tensor | None = None) -> dict[str, floa
         ``uniformity`` (the positive form, larger is more even), ``rankme``, ``effective_rank`` (centred),
         ``participation_ratio``, ``normalized_std``, ``mean_cosine``, ``mean_abs_correlation``, ``tolerance``.
     """
+    _require_rows("describe_geometry", z, 2)
     report = {
         "uniformity": uniformity(z[:10_000], form="negated"),
         "rankme": rankme(z),
@@ -196,6 +201,10 @@ def describe_geometry(z: Tensor, labels: Tensor | None = None) -> dict[str, floa
 def _require_rows(call: str, z: Tensor, rows: int) -> None:
     if z.ndim != 2 or len(z) < rows:
         raise InvalidValue(f"{call}: z has shape {tuple(z.shape)}; expected (N, D) with N of {rows} at least")
+    if not bool(torch.isfinite(z).all()):
+        raise InvalidValue(
+            f"{call}: z holds NaN or infinite values; leave these rows out, or check the encoder"
+        )
 
 
 def _gram(z: Tensor, *, centre: bool) -> Tensor:

@@ -252,7 +252,7 @@ def _terms(
     queue_ids: Tensor | None,
 ) -> Terms:
     """Weighted attraction and weighted repulsion."""
-    if keys is not None and not isinstance(keys, list | tuple):
+    if keys is not None and (not isinstance(keys, list | tuple) or not keys):
         raise InvalidType(f"CACR: keys is {described(keys)}; give a sequence of views, keys=(key_1, ...).")
     check_views("CACR", (*views, *(keys or ())), minimum=2)
     if queue is not None:

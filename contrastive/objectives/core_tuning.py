@@ -34,11 +34,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contrastive.arguments import checked
-from contrastive.checks import check_choice
-from contrastive.errors import InvalidValue
+from contrastive.checks import check_choice, shown
+from contrastive.errors import InvalidType, InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.focal import focal_contrast
-from contrastive.objectives.inputs import check_temperature, check_views, sample_ids, zero_loss
+from contrastive.objectives.inputs import (
+    check_integers,
+    check_temperature,
+    check_views,
+    sample_ids,
+    zero_loss,
+)
 from contrastive.objectives.mixing import (
     Draws,
     Mixing,
@@ -187,6 +193,11 @@ class CoreTuning(Objective):
                 f"CoreTuning: no {'labels are' if labels is None else 'classifier is'} given; call it with (features, "
                 "labels, classifier), or give setup the number of classes and the width of the features."
             )
+        if not callable(classifier) or isinstance(classifier, type):
+            raise InvalidType(
+                f"CoreTuning: classifier is {shown(classifier)}; give a function of features, or a module."
+            )
+        check_integers("CoreTuning", "labels", labels, len(views[0]))
         width = self.head[0].in_features if len(self.head) else None
         if views[0].shape[1] != width:
             raise InvalidValue(
@@ -217,6 +228,8 @@ class CoreTuning(Objective):
             return mix(F.linear(features, weight, bias), None, mixing)
 
         logits = mixed(classifier)
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            raise InvalidType("CoreTuning: the classifier gives no logits (R, C); give one that does.")
         if bool((labels < 0).any() or (labels >= logits.shape[1]).any()):
             raise InvalidValue(
                 f"CoreTuning: labels range from {int(labels.min())} to {int(labels.max())}, but the classifier tells "

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contrastive.arguments import checked
-from contrastive.errors import InvalidValue
+from contrastive.checks import shown
+from contrastive.errors import InvalidType, InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.inputs import check_integers, check_views
 from contrastive.similarity import global_mean, rows
@@ -52,8 +53,15 @@ class CrossEntropy(Objective):
             raise InvalidValue(
                 "CrossEntropy: give labels=... and classifier=..., which maps features to logits."
             )
+        if not callable(classifier):
+            raise InvalidType(
+                f"CrossEntropy: classifier is {shown(classifier)}; give a function of features."
+            )
         check_integers("CrossEntropy", "labels", labels, len(views[0]))
-        logits = rows.at_least_float32(classifier(torch.cat(views)))
+        scores = classifier(torch.cat(views))
+        if not isinstance(scores, Tensor) or scores.ndim != 2 or not scores.is_floating_point():
+            raise InvalidType("CrossEntropy: the classifier gives no logits (B, C); give one that does.")
+        logits = rows.at_least_float32(scores)
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
             raise InvalidValue(
                 f"CrossEntropy: labels go from {int(labels.min())} to {int(labels.max())} and the classifier tells "

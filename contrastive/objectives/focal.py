@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contrastive.arguments import usable
-from contrastive.checks import check_choice
+from contrastive.checks import check_choice, check_flag
 from contrastive.errors import InvalidValue
 from contrastive.objectives.inputs import (
     check_temperature,
@@ -76,6 +76,9 @@ def focal_contrast(
     """
     check_views("focal_contrast", (embeddings,), minimum=1)
     check_temperature("focal_contrast", temperature)
+    if normalize is not True:
+        normalize = check_flag("focal_contrast", "normalize", normalize)
+    focal = check_flag("focal_contrast", "focal", focal)
     check_choice("focal_contrast", "average", average, ("positives", "rows"))
     if (labels is None) == (mask is None):
         raise InvalidValue("focal_contrast: give either labels or mask, and not both.")

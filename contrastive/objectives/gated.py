@@ -73,6 +73,8 @@ def gated_contrast(
     check_choice("gated_contrast", "similarity", similarity, ("cosine", "dot"))
     check_choice("gated_contrast", "reduction", reduction, ("pairs", "queries"))
     check_temperature("gated_contrast", temperature)
+    if not isinstance(temperature, Tensor):
+        temperature = float(temperature)
     check_option("gated_contrast", "repulsion", repulsion, "(-inf, inf)")
     check_views("gated_contrast", (queries,), minimum=1)
     if gates is not None:

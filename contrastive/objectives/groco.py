@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contrastive.arguments import checked
-from contrastive.checks import LARGEST, check_choice, check_whole
+from contrastive.checks import LARGEST, check_choice, check_flag, check_whole
 from contrastive.errors import InvalidValue, NotFinite
 from contrastive.objectives.base import Objective
 from contrastive.objectives.inputs import check_views
@@ -79,6 +79,7 @@ def groco(
     alpha = _check_options(
         "groco", num_negatives, steepness, num_positive_views, network, comparator, exponent
     )
+    stop_gradient = check_flag("groco", "stop_gradient", stop_gradient)
     loss, _, kept = _groco("groco", views, num_negatives, num_positive_views, stop_gradient, network, alpha)
     if kept < num_negatives:
         _warn_of_few_negatives("groco", num_negatives, kept)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from contrastive.arguments import checked
-from contrastive.checks import check_choice, check_number
+from contrastive.checks import check_choice, check_flag, check_number
 from contrastive.errors import InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.inputs import (
@@ -67,6 +67,8 @@ def hard_info_nce(
     check_integers("hard_info_nce", "positives", positives, len(queries))
     check_ids("hard_info_nce", ids, key_ids, len(queries), len(keys), "key_ids")
     check_temperature("hard_info_nce", temperature)
+    if normalize is not True:
+        normalize = check_flag("hard_info_nce", "normalize", normalize)
     check_number("hard_info_nce", "repulsion", repulsion)
     check_choice("hard_info_nce", "form", form, ("softmax", "simple"))
     _check_num_negatives("hard_info_nce", num_negatives)

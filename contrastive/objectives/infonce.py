@@ -51,13 +51,15 @@ from contrastive.similarity import (
     logsumexp_self,
 )
 
+_SIGMA = 0.5
+
 
 def info_nce(
     *views: Tensor,
     temperature: float | Tensor = 0.1,
     negatives: Literal["all", "cross"] = "all",
     decoupled: bool | Literal["weighted"] = False,
-    sigma: float = 0.5,
+    sigma: float = _SIGMA,
     ids: Tensor | None = None,
 ) -> Tensor:
     r"""InfoNCE over in-batch negatives: NT-Xent (``"all"``) or the cross-modal form of CLIP (``"cross"``).
@@ -86,7 +88,7 @@ def info_nce(
     check_temperature("info_nce", temperature)
     check_choice("info_nce", "negatives", negatives, ("all", "cross"))
     check_choice("info_nce", "decoupled", decoupled, (False, True, "weighted"))
-    if sigma != 0.5:  # checks cost more than a small batch: what was left out needs none
+    if sigma is not _SIGMA:  # checks cost more than a small batch: what was left out needs none
         check_number("info_nce", "sigma", sigma, "(0, inf)")
     rows = gather(scaled_rows(torch.stack(views, 1), temperature))
     if len(rows.all) < 2:
@@ -217,7 +219,7 @@ class InfoNCE(Objective):
         temperature_min: float = 0.01,
         temperature_max: float = 1.0,
         queue_size: int = 0,
-        sigma: float = 0.5,
+        sigma: float = _SIGMA,
         momentum_keys: bool = False,
     ) -> None:
         super().__init__()

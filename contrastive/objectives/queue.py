@@ -54,7 +54,7 @@ class KeyQueue(nn.Module):
         keys = gather(keys.detach()).all[-self.size :].to(self.rows.dtype)
         written = (self.position + torch.arange(len(keys), device=keys.device)) % self.size
         self.rows[written] = keys
-        self.ids[written] = _NO_ID if ids is None else gather(ids).all[-self.size :]
+        self.ids[written] = _NO_ID if ids is None else gather(ids.long()).all[-self.size :]
         self.position = (self.position + len(keys)) % self.size
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -27,12 +27,18 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from contrastive.arguments import checked
+from contrastive.arguments import checked, usable
 from contrastive.checks import check_choice
-from contrastive.errors import InvalidValue
+from contrastive.errors import InvalidType, InvalidValue
 from contrastive.objectives.base import Objective
 from contrastive.objectives.independence import VariationalTerm, mmd
-from contrastive.objectives.inputs import check_integers, check_temperature, check_views, scaled_rows
+from contrastive.objectives.inputs import (
+    check_integers,
+    check_temperature,
+    check_views,
+    described,
+    scaled_rows,
+)
 from contrastive.similarity import Gathered, average, gather, gaussian_logsumexp, global_mean, stream_rows
 from contrastive.similarity.rows import at_least_float32
 
@@ -50,7 +56,7 @@ def alignment(x: Tensor, y: Tensor, temperature: float = 0.5, valid: Tensor | No
     if valid is not None:
         check_integers("alignment", "valid", valid, len(x))
         valid = valid.bool()
-    return global_mean((x - y).square().sum(1), valid) / (2 * temperature)
+    return global_mean((x - y).square().sum(1), valid) / (2 * float(temperature))
 
 
 def uniformity(x: Tensor, temperature: float = 0.5) -> Tensor:
@@ -158,6 +164,10 @@ class SepCLR(Objective):
         self.variant = variant
         self.network: VariationalTerm | None = None
         if dims is not None:
+            if len(dims) != 2:
+                raise InvalidValue(
+                    f"SepCLR: dims is {dims}; give two widths, of the common and of the salient codes."
+                )
             self.setup(0, dim=dims[0], salient_dim=dims[1])
 
     def setup(
@@ -316,6 +326,10 @@ class SupervisedSepCLR(Objective):
         batch = _Batch.of(
             "SupervisedSepCLR", common_views, salient_views, is_target, self.temperature, min_views=1
         )
+        if not usable(attributes):
+            raise InvalidType(
+                f"SupervisedSepCLR: attributes is {described(attributes)}; give a dense tensor (B, K)."
+            )
         if len(batch.salient) != 1 or attributes.shape != batch.salient[0].shape:
             raise InvalidValue(
                 f"SupervisedSepCLR: got {len(batch.salient)} salient views of shape {tuple(batch.salient[0].shape)} "

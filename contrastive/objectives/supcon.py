@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contrastive.arguments import checked
-from contrastive.checks import check_choice
+from contrastive.checks import check_choice, check_flag
 from contrastive.objectives.base import Objective
 from contrastive.objectives.inputs import (
     check_temperature,
@@ -83,6 +83,8 @@ def _sup_con(
     """The loss and the number of anchors, on any process, that have no positive."""
     check_views("sup_con", views, minimum=1)
     check_temperature("sup_con", temperature)
+    if normalize is not True:
+        normalize = check_flag("sup_con", "normalize", normalize)
     check_temperature("sup_con", base_temperature, name_of_value="base_temperature")
     check_choice("sup_con", "denominator", denominator, ("all", "negatives"))
     check_choice("sup_con", "anchors", anchors, ("all", "first"))

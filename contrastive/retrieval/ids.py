@@ -165,7 +165,12 @@ def as_ids(ids: Ids, call: str, *, unique: bool = True) -> Array:
         TypeError: neither all integers nor all strings.
         ValueError: not one-dimensional, or, if they must be ``unique``, one stands twice.
     """
-    found = np.asarray(ids)
+    try:
+        found = np.asarray(ids)
+    except (ValueError, TypeError):  # rows of different lengths, a tensor that is not dense
+        raise InvalidType(
+            f"{call}: ids are no row of integers or strings; give one id for each vector."
+        ) from None
     if found.ndim != 1:
         raise InvalidValue(
             f"{call}: ids have the shape {found.shape}; give one id for each vector, shape (N,)."

@@ -3,13 +3,14 @@
 import copy
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from contrastive.checks import LARGEST, check_number, check_whole, shown
 from contrastive.encoders.fingerprint import same_encoder
 from contrastive.errors import InvalidType, InvalidValue, UnknownKey
 from contrastive.retrieval.engine import choose_factory
@@ -26,6 +27,8 @@ Folder = str | os.PathLike[str]
 
 _SMALL = 1 << 20  # numbers in the vectors of an exact index that are copied in about a millisecond
 _FEW = 20_000  # vectors that pass a filter and are then all compared, which takes milliseconds
+_WIDEST = 2**24
+_LARGEST_K = 2**31 - 1  # what FAISS takes
 
 _FIELDS: dict[str, Check] = {
     "metric": (lambda value: value in METRICS, f"one of {', '.join(METRICS)}"),
@@ -74,10 +77,12 @@ class Index:
         keep_vectors: bool = False,
         fingerprint: str | None = None,
     ) -> None:
-        if metric not in METRICS:
-            raise InvalidValue(f"Index: metric is {metric!r}; choose one of {', '.join(METRICS)}.")
-        if dim < 1:
+        if not isinstance(metric, str) or metric not in METRICS:
+            raise InvalidValue(f"Index: metric is {shown(metric)}; choose one of {', '.join(METRICS)}.")
+        if (dim := check_whole("Index", "dim", dim, -LARGEST)) < 1 or dim > _WIDEST:
             raise InvalidValue(f"Index: dim is {dim}; give the width of the vectors.")
+        if not isinstance(factory, str):
+            raise InvalidType(f"Index: factory is {shown(factory)}; give a text, as 'Flat' or 'HNSW32'.")
         self._lock = ReadersWriter()
         self.fingerprint = fingerprint
         self.tuned: dict[str, Any] | None = None
@@ -187,8 +192,10 @@ class Index:
         keep_vectors: bool | None,
         fingerprint: str | None,
     ) -> "Index":
+        if memory_budget is not None:
+            memory_budget = check_whole("Index", "memory_budget", memory_budget)
         chosen = factory
-        if factory == "auto":
+        if isinstance(factory, str) and factory == "auto":
             chosen = choose_factory(count, dim, memory_budget or _free_memory() // 2)
         keep = factory == "auto" if keep_vectors is None else keep_vectors
         return cls(dim, metric, chosen, keep_vectors=keep, fingerprint=fingerprint)
@@ -410,6 +417,7 @@ class Index:
         Raises:
             TypeError, ValueError: queries that are not valid, k below 1, or a filter that does not fit the columns.
         """
+        k = check_whole("search", "k", k, -LARGEST, _LARGEST_K)
         if k < 1:
             raise InvalidValue(f"search: k is {k}; give the number of neighbours, 1 or more.")
         rows = as_rows(queries, self.metric, self.dim, "search")
@@ -433,6 +441,7 @@ class Index:
             For each query its scores and its ids, ``(n_q,)`` each. Of an approximate index some may be missing.
         """
         rows = as_rows(queries, self.metric, self.dim, "range_search")
+        score = check_number("range_search", "score", score)
         if self.metric == "euclidean" and score > 0:
             raise InvalidValue(f"range_search: score is {score}; give minus the largest distance, 0 or less.")
         scores, slots = self._neighbours.range_search(rows, score, self._mask(filter, "range_search"))
@@ -487,6 +496,10 @@ class Index:
 
     def _mask(self, filter: Filter, call: str) -> Array | None:
         """Slots that may be found; None for all."""
+        if filter is not None and not isinstance(filter, Mapping):
+            raise InvalidType(
+                f"{call}: filter is {shown(filter)}; give a dictionary, column -> what is looked for."
+            )
         if filter:
             return self._metadata.mask(filter, call) & self._ids.alive
         return None if self._ids.num_alive == len(self._ids) else self._ids.alive

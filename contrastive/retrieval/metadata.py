@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from contrastive.errors import InvalidValue
+from contrastive.checks import shown
+from contrastive.errors import InvalidType, InvalidValue
 
 Columns: TypeAlias = pa.Table | Mapping[str, Sequence[Any]] | None
 Filter: TypeAlias = Mapping[str, Any] | None
@@ -107,9 +108,10 @@ class Metadata:
                     met = pc.is_in(column, value_set=pa.array(list(wanted), column.type))
                 else:
                     met = pc.equal(column, pa.scalar(wanted))
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+            # Not only pyarrow's own: what is no value of any column is refused by several parts of it.
+            except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
                 raise InvalidValue(
-                    f"{call}: column {name!r} of type {column.type} cannot be compared with {wanted!r} ({error})."
+                    f"{call}: column {name!r} of type {column.type} cannot be compared with {shown(wanted)} ({error})."
                 ) from error
             met = pc.fill_null(met, False).to_numpy()
             found = met if found is None else found & met
@@ -144,10 +146,36 @@ def _check_writable(schema: pa.Schema, call: str) -> None:
 
 
 def as_columns(columns: Columns) -> dict[str, Any]:
-    """Columns as Arrow arrays under their names."""
+    """Columns as Arrow arrays under their names.
+
+    Raises:
+        TypeError: neither a table nor columns under their names.
+        ValueError: a name stands twice, or a column does not hold one value of one kind a row.
+    """
     if isinstance(columns, pa.Table):
-        return dict(zip(columns.column_names, columns.columns, strict=True))
-    return {
-        name: pa.array(values.cpu().numpy() if hasattr(values, "cpu") else values)
-        for name, values in (columns or {}).items()
-    }
+        names = columns.column_names
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise InvalidValue(f"metadata has two columns {twice[0]!r}; rename one.")
+        return dict(zip(names, columns.columns, strict=True))
+    if columns is None:
+        return {}
+    if not isinstance(columns, Mapping) or not all(isinstance(name, str) for name in columns):
+        raise InvalidType(
+            f"metadata is {shown(columns)}; give a table of Arrow, or names with a list of values each."
+        )
+    return {name: _as_column(name, values) for name, values in columns.items()}
+
+
+def _as_column(name: str, values: Any) -> Any:
+    kinds = list | tuple | range | np.ndarray | pa.Array | pa.ChunkedArray
+    if not isinstance(values, kinds) and not hasattr(values, "__array__"):
+        raise InvalidType(
+            f"metadata: column {name!r} is {shown(values)}; give a list of values, one for each vector."
+        )
+    try:
+        return pa.array(values.cpu().numpy() if hasattr(values, "cpu") else values)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise InvalidValue(
+            f"metadata: column {name!r} cannot be kept ({' '.join(str(error).split())[:150]}); give one value a "
+            "row, all of one kind: numbers, texts, dates, or lists of these."
+        ) from error

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from contrastive.errors import InvalidValue, UnknownKey
+from contrastive.checks import shown
+from contrastive.errors import InvalidType, InvalidValue, UnknownKey
 from contrastive.retrieval.ids import Array, Ids
 from contrastive.retrieval.index import Index, check_alike
 from contrastive.retrieval.metadata import Filter
@@ -36,6 +37,12 @@ class IndexSet:
     def __init__(
         self, indexes: Sequence[Index | Folder], *, fingerprint: str | None = None, check: bool = True
     ) -> None:
+        if not isinstance(indexes, list | tuple) or not all(
+            isinstance(one, Index | str | os.PathLike) for one in indexes
+        ):
+            raise InvalidType(
+                f"IndexSet: indexes is {shown(indexes)}; give a list of indexes or of their folders."
+            )
         self.members = [
             one
             if isinstance(one, Index)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from contrastive.arguments import usable
 from contrastive.errors import InvalidType, InvalidValue
 
 Array = NDArray[Any]
@@ -27,9 +28,16 @@ def as_rows(vectors: Vectors, metric: Metric, dim: int | None, call: str) -> Arr
             zeros, which has no direction. Names the first bad row.
     """
     if isinstance(vectors, torch.Tensor):
+        if not usable(vectors):
+            raise InvalidValue(
+                f"{call}: vectors are {vectors.dtype}, {vectors.layout} on {vectors.device}; give dense ones."
+            )
         vectors = vectors.detach().cpu()
         vectors = (vectors.float() if vectors.is_floating_point() else vectors).numpy()
-    rows = np.asarray(vectors)
+    try:
+        rows = np.asarray(vectors)
+    except ValueError:
+        raise InvalidValue(f"{call}: vectors are rows of different lengths; expected (N, D).") from None
     if rows.dtype.kind != "f":
         raise InvalidType(f"{call}: vectors have the type {rows.dtype}; give floating-point numbers.")
     if rows.ndim != 2 or rows.shape[1] != (rows.shape[1] if dim is None else dim) or rows.shape[1] == 0:

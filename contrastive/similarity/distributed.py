@@ -10,6 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from contrastive.checks import shown
+from contrastive.errors import InvalidType, InvalidValue
+
 
 def world_size() -> int:
     """Number of processes that compute one global batch together (1 without ``torch.distributed``)."""
@@ -62,23 +65,40 @@ def global_mean(values: Tensor, valid: Tensor | None = None) -> Tensor:
     Returns:
         A scalar; a differentiable zero when no process has a valid anchor.
     """
+    _require_tensor("global_mean", "values", values)
     if valid is None:
         return average(values.sum(), len(values))
+    _require_tensor("global_mean", "valid", valid)
+    if valid.shape != values.shape or valid.dtype != torch.bool:
+        raise InvalidValue(
+            f"global_mean: valid has shape {tuple(valid.shape)} and dtype {valid.dtype}; give a Boolean for each value."
+        )
     return average(torch.where(valid, values, torch.zeros_like(values)).sum(), valid.sum())
 
 
 def average(total: Tensor, count: int | Tensor) -> Tensor:
     """:func:`global_mean` of anchors whose losses sum to ``total`` and of which there are ``count`` here."""
+    _require_tensor("average", "total", total)
+    if total.is_complex():
+        raise InvalidValue(f"average: total is {total.dtype}; give a real number.")
+    if not isinstance(count, int | float | Tensor):
+        raise InvalidType(f"average: count is {shown(count)}; give a number.")
     count = global_sum(torch.as_tensor(count, dtype=total.dtype, device=total.device))
     return total * world_size() / count.clamp(min=1)
 
 
 def global_sum(value: Tensor) -> Tensor:
     """Sum of ``value`` over processes, without gradient."""
+    _require_tensor("global_sum", "value", value)
     value = value.detach().clone()
     if world_size() > 1:
         dist.all_reduce(value)
     return value
+
+
+def _require_tensor(name: str, what: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise InvalidType(f"{name}: {what} is {shown(value)}; give a tensor.")
 
 
 def _own_start(counts: list[int]) -> int:

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contrastive.checks import check_number, shown
+from contrastive.errors import InvalidType
 from contrastive.similarity.distributed import Gathered
 from contrastive.similarity.rows import DENSE_ENTRIES, at_least_float32, differentiable_once
 
@@ -45,6 +47,15 @@ def gaussian_logsumexp(spaces: Sequence[Gathered], temperature: float) -> tuple[
     Raises:
         RuntimeError: when matrices of more than ``2**18`` entries are differentiated twice.
     """
+    check_number("gaussian_logsumexp", "temperature", temperature, "(0, inf)")
+    if (
+        not isinstance(spaces, list | tuple)
+        or not spaces
+        or not all(isinstance(one, Gathered) for one in spaces)
+    ):
+        raise InvalidType(
+            f"gaussian_logsumexp: spaces is {shown(spaces)}; give a list of what gather(rows) returns."
+        )
     alone = all(space.all is space.local for space in spaces)
     local, everywhere = [], []
     with torch.autocast(spaces[0].local.device.type, enabled=False):

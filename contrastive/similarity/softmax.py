@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from contrastive.arguments import usable
-from contrastive.errors import InvalidValue
+from contrastive.checks import shown
+from contrastive.errors import InvalidType, InvalidValue
 from contrastive.similarity.distributed import Gathered
 from contrastive.similarity.rows import DENSE_ENTRIES, at_least_float32, check_pair, differentiable_once
 
@@ -45,6 +46,8 @@ def logsumexp_self(rows: Gathered, ids: Tensor | None = None, all_ids: Tensor | 
     Raises:
         RuntimeError: when a matrix of more than ``2**18`` entries is differentiated twice.
     """
+    if not isinstance(rows, Gathered):
+        raise InvalidType(f"logsumexp_self: rows is {shown(rows)}; give what gather(rows) returns.")
     keys = None if rows.all is rows.local else rows.all
     if keys is not None or all_ids is None:
         all_given = all_ids if keys is not None else ids
