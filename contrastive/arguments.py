@@ -134,13 +134,13 @@ def _kinds(hint: Any) -> list[Kind]:
         return [(lambda value: _list(value, one, tuple if origin is tuple else list), words)]
     if origin is np.ndarray:
         return [(lambda value: value if isinstance(value, np.ndarray | list | tuple) else _NO, "an array")]
-    if isinstance(origin, type) and origin not in (object, tuple, *_SEQUENCES):
-        article = "an" if origin.__name__[0] in "AEIOU" else "a"
-        return [(lambda value: value if isinstance(value, origin) else _NO, f"{article} {origin.__name__}")]
     if origin is collections.abc.Callable:
         return [
             (lambda value: value if callable(value) and not isinstance(value, type) else _NO, "a function")
         ]
+    if isinstance(origin, type) and origin not in (object, tuple, *_SEQUENCES):
+        article = "an" if origin.__name__[0] in "AEIOU" else "a"
+        return [(lambda value: value if isinstance(value, origin) else _NO, f"{article} {origin.__name__}")]
     return []
 
 

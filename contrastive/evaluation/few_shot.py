@@ -151,7 +151,8 @@ def compare_few_shot(
         )
     if support.ndim != 3 or len(support) < 2:
         raise InvalidValue(
-            f"compare_few_shot: support of shape {tuple(support.shape)}; an interval of the difference takes two or more"
+            f"compare_few_shot: support of shape {tuple(support.shape)}; an interval of the difference takes two "
+            "episodes or more"
         )
     one, other = (few_shot(features, support, query, classifier=classifier) for features in (first, second))
     difference = one.accuracies - other.accuracies
