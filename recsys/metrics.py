@@ -343,9 +343,9 @@ def case_values(ranks: Array, metric: str) -> Array:
     """
     ranks = _as_array(ranks)
     if ranks.ndim != 1 or not len(ranks) or ranks.dtype.kind not in "iu" or ranks.min() < 0:
+        least = f", the least {ranks.min()}" if ranks.size and ranks.dtype != object else ""
         raise InvalidValue(
-            f"ranks of shape {ranks.shape} and type {ranks.dtype}"
-            f"{f', the least {ranks.min()}' if ranks.size and ranks.dtype != object else ''}; give integer ranks from 0, at least one."
+            f"ranks of shape {ranks.shape} and type {ranks.dtype}{least}; give integer ranks from 0, at least one."
         )
     name, _, k = metric.partition("@")
     if name not in GAINS or not k.isdecimal() or int(k) < 1:
