@@ -12,7 +12,8 @@ from typing import Any
 
 from jsonargparse import _typehints
 
-_prepare = _typehints.ActionTypeHint.prepare_add_argument
+_action: Any = _typehints.ActionTypeHint
+_prepare = _action.prepare_add_argument
 
 
 def _takes_text(hint: Any) -> bool:
@@ -34,4 +35,4 @@ def _prepare_sparing(*, kwargs: Any, enable_path: bool, **further: Any) -> Any:
 
 def spare_files() -> None:
     """Let every parser made from now on leave the text of a file alone where an option takes texts; may be repeated."""
-    _typehints.ActionTypeHint.prepare_add_argument = staticmethod(_prepare_sparing)
+    _action.prepare_add_argument = staticmethod(_prepare_sparing)

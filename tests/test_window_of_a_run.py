@@ -11,6 +11,7 @@ from PIL import Image
 
 from contrastive.cli import main
 from contrastive.data import ImageData
+from contrastive.errors import InvalidValue
 from contrastive.evaluation.run import load_run_encoder, prepare_data
 from contrastive.retrieval.embed import embed_run
 from contrastive.retrieval.explorer.upload import ImageEncoder
@@ -64,6 +65,9 @@ def test_every_reader_sees_the_same_values(
     for written in (stored, other):
         assert written is not None
         np.testing.assert_allclose(next(written.batches())[0], expected, atol=1e-6)
+    Path("broken.png").write_bytes(b"no image")
+    with pytest.raises(InvalidValue, match="8 bytes are no complete image"):
+        _encode_by_run("run", "broken.png", False)
     _, query = _encode_by_run("run", "scans/03.png", False)
     np.testing.assert_allclose(query[0], expected[3], atol=1e-6)
     uploaded = ImageEncoder("run")(Path("scans/03.png").read_bytes())

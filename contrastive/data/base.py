@@ -129,7 +129,7 @@ class DataModule(LightningDataModule):
                 "source, or leave the option at its default."
             )
         # A class may be named, as by a Parquet schema, and have no sample: it takes no part.
-        present, labels = labels.unique(return_inverse=True)
+        present, labels = torch.unique(labels, return_inverse=True)
         classes, names = len(present), [self.class_names[label] for label in present.tolist()]
         if self.imbalance != 1:
             train = train[

@@ -53,7 +53,7 @@ def text_classes(values: Sequence[str]) -> tuple[Tensor, list[str]]:
         Labels ``(N,)`` int64, and the names of the classes.
     """
     names = list(set(values))
-    names.sort(key=_size if all(map(is_whole, names)) else None)  # type: ignore[arg-type]
+    names.sort(key=_size if all(map(is_whole, names)) else None)
     places = {name: place for place, name in enumerate(names)}
     return torch.tensor([places[value] for value in values], dtype=torch.int64), names
 

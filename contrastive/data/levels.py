@@ -27,7 +27,7 @@ class Contents(Protocol):
 
 def spread(count: int, number: int) -> list[int]:
     """At most ``number`` places among ``count``, evenly."""
-    return np.unique(np.linspace(0, count - 1, min(count, number)).round().astype(int)).tolist()
+    return [round(place) for place in np.linspace(0, count - 1, min(count, number)).tolist()]
 
 
 def are_deep(images: Contents, number: int = 8) -> bool:

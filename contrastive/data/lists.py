@@ -153,8 +153,8 @@ def _text(file: Path) -> str:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise InvalidValue(
-            f"ImageData cannot read line {line} of {file}: its byte 0x{content[error.start]:02x} is not {encoding[:6]}"
-            ". Save the list in the encoding UTF-8."
+            f"ImageData cannot read line {line} of {file}: its byte 0x{content[error.start]:02x} is not "
+            f"{encoding[:6].upper().rstrip('-')}. Save the list in the encoding UTF-8."
         ) from error
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1

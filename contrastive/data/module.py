@@ -204,6 +204,8 @@ class ImageData(DataModule):
         if said is None:
             return None
         low, high = percentiles_of(images, (0.1, 99.9))
+        if low == high:
+            return f"{said}: nearly every value is {low:g}, so there is nothing to tell the images by"
         return (
             f"{said}, so the images look nearly of one tone; values go from {low:g} to {high:g}: set window=[{low:g}, "
             f"{high:g}] or percentiles=[0.1, 99.9]"

@@ -78,10 +78,13 @@ def as_image(value: Any, channels: int, window: Window = "bytes", background: Co
 
 
 def is_deep(value: Any) -> bool:
-    """Whether 8 bits lose something of an image file or an image in memory."""
+    """Whether 8 bits lose something of an image file or an image in memory; of a broken file they do not."""
     if isinstance(value, bytes):
-        with Image.open(BytesIO(value)) as picture:
-            return is_deep(picture)
+        try:
+            with Image.open(BytesIO(value)) as picture:
+                return is_deep(picture)
+        except (OSError, SyntaxError, Image.DecompressionBombError):
+            return False
     if isinstance(value, Image.Image):
         return value.mode.startswith("I") or value.mode == "F"
     values = torch.as_tensor(value)
@@ -120,7 +123,7 @@ def facts(value: Any) -> Facts:
     tiles = " ".join(str(tile[3]) for tile in getattr(value, "tile", []))
     several = value.format in ("GIF", "PNG", "TIFF", "WEBP")
     frames = getattr(value, "n_frames", 1) if several else 1
-    alpha = _has_alpha(value) and value.convert("RGBA").getchannel("A").getextrema()[0] < 255
+    alpha = _has_alpha(value) and np.asarray(value.convert("RGBA").getchannel("A")).min() < 255
     return Facts(bool(alpha), frames, ";16" in tiles and not is_deep(value))
 
 

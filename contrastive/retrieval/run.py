@@ -291,12 +291,16 @@ def _encode_by_name(
 def _encode(encoder: nn.Module, image: str, shape: tuple[int, int, int], **decoding: Any) -> Array:
     """The vector ``(1, D)`` of an image file, decoded like the data and brought to ``(C, H, W)``."""
     from contrastive.data.images import decode, scale
+    from contrastive.data.pixels import is_deep
     from contrastive.evaluation.features import extract_features
 
     path = Path(image)
     if not path.is_file():
         raise FileMissing(f"search: there is no image {image}; give the path of a file.")
     channels, *size = shape
-    pixels = scale(decode(path.read_bytes(), channels, **decoding), (size[0], size[1]))
+    content = path.read_bytes()
+    if not decoding and is_deep(content):
+        decoding = {"window": "own"}  # as embed reads images of more than 8 bits
+    pixels = scale(decode(content, channels, **decoding), (size[0], size[1]))
     features = extract_features(encoder, [(pixels[None], torch.zeros(1, dtype=torch.int64))])
     return features.vectors.numpy()

@@ -163,7 +163,7 @@ class Separate(Pretrain):
 
     def describe(self) -> dict[str, str]:
         """Which class is the background and which are targets, with their samples, for the run plan."""
-        data = getattr(self.trainer, "datamodule", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
         names, known = getattr(data, "class_names", []), getattr(data, "known", None)
         if not names or known is None or known.train_labels is None:
             return {}

@@ -57,7 +57,7 @@ def test_columns_can_be_named_and_are_told(pictures, capsys):
 @pytest.mark.parametrize(
     ("text", "encoding", "message"),
     [
-        ("1.png,a\n2.png,été\n", "latin-1", "line 2 of .*list.csv: its byte 0xe9 is not utf-8"),
+        ("1.png,a\n2.png,été\n", "latin-1", "line 2 of .*list.csv: its byte 0xe9 is not UTF-8. Save"),
         ("1.png,a\n2.png,b\n", "utf-16-le", "line 1 of .*list.csv: it holds a null character"),
         (
             "1.png,a\n1.png,a\n./1.png,b\n",

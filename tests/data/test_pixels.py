@@ -250,3 +250,9 @@ def _png_48() -> bytes:
 
 
 PNG_48 = _png_48()
+
+
+def test_images_of_one_value_get_no_advice_of_a_window(tmp_path):
+    (warning,) = check_data(data_of(tmp_path, [np.full((4, 4), 7, np.uint8)])).warnings
+    assert "nearly every value is 7" in warning
+    assert "window" not in warning
