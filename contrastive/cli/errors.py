@@ -125,7 +125,20 @@ def _missing(found: re.Match[str], place: Place) -> str:
     return "; ".join(said)
 
 
+# Methods that are looked for by name and are not here, or under another name: no guess from the spelling.
+ELSEWHERE = {
+    **dict.fromkeys(("vicreg", "byol", "dino", "mae", "barlowtwins", "swav", "simsiam"), ""),
+    **dict.fromkeys(("triplet", "tripletloss", "tripletmarginloss", "arcface", "circleloss"), "SupCon"),
+    **dict.fromkeys(("simclr", "ntxent", "moco", "clip", "dcl"), "InfoNCE"),
+}
+
+
 def _unknown_class(found: re.Match[str], place: Place) -> str:
+    name = found[1].replace("-", "").replace("_", "").lower()
+    if name in ELSEWHERE:
+        names = ", ".join(sorted(class_names(place.owner, place.path)))
+        near = f"nearest is {ELSEWHERE[name]}" if ELSEWHERE[name] else f"choose from {names}"
+        return f"there is no {place.path} called {found[1]} here; {near}"
     return f"there is no {place.path} called {found[1]}; {suggestion(found[1], class_names(place.owner, place.path))}"
 
 

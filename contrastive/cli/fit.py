@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import _typehints
@@ -22,7 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from contrastive import data, encoders, objectives, training, views
+from contrastive import data, encoders, evaluation, objectives, training, views
 from contrastive.building import refuse_foreign, trusting
 from contrastive.checks import check_whole
 from contrastive.cli import INTERRUPTED, TERMINATED
@@ -44,7 +44,7 @@ from contrastive.training.resume import Place
 # Short class names are found among the classes that are imported, and packages import some of theirs on first use.
 OURS = {
     name: getattr(package, name)
-    for package in (data, encoders, objectives, training, views)
+    for package in (data, encoders, evaluation, objectives, training, views)
     for name in package.__all__
 }
 _among_all = _typehints.resolve_class_path_by_name
@@ -84,7 +84,7 @@ class Extras:
     """
 
     best: str = "val_loss"
-    best_mode: str = "min"
+    best_mode: Literal["min", "max"] = "min"
     evaluate: bool = True
     report: bool = True
 

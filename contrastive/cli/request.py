@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from contrastive.cli.errors import short
-from contrastive.errors import FileMissing
+from contrastive.errors import FileMissing, InvalidValue
 from contrastive.reading import read_mapping
 
 
@@ -113,7 +113,12 @@ def has_own_seed(words: Sequence[str], part: str) -> bool:
 def run_name(words: Sequence[str]) -> str:
     """Return the name of the run: as given, else that of the last configuration file, else ``run``."""
     paths = typed(words, "--config", "-c")
-    return given(words, "name") or (Path(paths[-1]).stem if paths else "run")
+    name = given(words, "name") or (Path(paths[-1]).stem if paths else "run")
+    if ".." in Path(name).parts or Path(name).is_absolute() or "\0" in name:
+        raise InvalidValue(
+            f"--name={name!r} is no name of a run; give letters, or --run_dir for another folder."
+        )
+    return name
 
 
 def kept(words: Sequence[str], model: Any) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from contrastive.checks import check_whole
 from contrastive.errors import FileMissing, InvalidValue
 from contrastive.evaluation.features import Features, extract_features
 from contrastive.evaluation.few_shot import (
@@ -73,6 +74,7 @@ def few_shot_run(
         ValueError: no shot or classifier, an unknown classifier, or episodes that the test set cannot fill.
     """
     start = time.perf_counter()
+    check_whole("few_shot_run", "way", way, 2)
     shots = [shot] if isinstance(shot, int) else list(shot)
     if classifiers is None:
         classifiers = [name for name in CLASSIFIERS if imbalance is None or name != "opta"]

@@ -301,7 +301,16 @@ def _numbered(count: int, prefix: str) -> Array:
 
 
 def _device(device: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as problem:  # no such kind of device, or none of this kind here
+        reason = str(problem).splitlines()[0]
+        raise InvalidValue(
+            f"device is {device!r}, which cannot be used ({reason}); give auto or cpu."
+        ) from None
+    return device
 
 
 def _encode(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from contrastive.checks import check_number, check_whole
 from contrastive.errors import FileMissing, InvalidValue
 from contrastive.retrieval.embed import embed_named, embed_run
 from contrastive.retrieval.folder import files_listed, read_manifest
@@ -71,6 +72,8 @@ def write_embeddings(
         ValueError: neither or both of run and encoder are given, an encoder without a source, or see
             :func:`contrastive.retrieval.embed_run` and :func:`contrastive.retrieval.embed_named`.
     """
+    if not os.fspath(out):
+        raise InvalidValue("embed: out is empty; give the folder to write to.")
     if (run is None) == (encoder is None):
         raise InvalidValue(
             "embed: give either run (the folder of a training run) or encoder (as timm/resnet18), to say what encodes."
@@ -128,6 +131,10 @@ def build_index(
     Raises:
         FileNotFoundError, FileExistsError, ValueError: see :meth:`Index.from_embeddings` and :meth:`Index.save`.
     """
+    check_number("index", "recall", recall, "(0, 1]")
+    check_whole("index", "seed", seed, 0)
+    if memory_budget_gb is not None:
+        check_number("index", "memory_budget_gb", memory_budget_gb, "(0, inf)")
     start = time.perf_counter()
     budget = None if memory_budget_gb is None else int(memory_budget_gb * 1e9)
     index = Index.from_embeddings(embeddings, metric=metric, factory=factory, memory_budget=budget, seed=seed)
@@ -181,6 +188,7 @@ def search_index(
         ValueError: not one of id, image and text is given, an image or a text without its encoder, another encoder than
             the index was made with, or there is no such id; indexes that cannot be searched together.
     """
+    k = check_whole("search", "k", k)
     if [id, image, text].count(None) != 2:
         raise InvalidValue("search: give one of id, image and text, to say what to search for.")
     wanted = id is None
@@ -209,7 +217,7 @@ def search_index(
                 f"search: there is no item {own!r} among the {len(opened):,} of {', '.join(map(str, folders))}."
             )
         queries = opened.reconstruct(np.array([own]))
-    scores, ids = opened.search(queries, k + (own is not None), filter)
+    scores, ids = opened.search(queries, max(min(k, len(opened)), 1) + (own is not None), filter)
     kept = [
         (score, item)
         for score, item in zip(scores[0].tolist(), ids[0].tolist(), strict=True)

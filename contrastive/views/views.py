@@ -215,7 +215,8 @@ def _check_images(images: Tensor) -> None:
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
         raise InvalidValue(
             f"images given to the views have shape {tuple(images.shape)}: expected a batch (B, C, H, W) with "
-            "C = 1 or 3 and H, W >= 1; add a missing dimension with unsqueeze, or move the channels with permute"
+            "C = 1 or 3 and H, W >= 1; add a missing dimension with unsqueeze, or move the channels with permute; for "
+            "vectors and series give the module a views= of your own"
         )
     if images.is_floating_point() and images.numel():
         low, high = (bound.item() for bound in images.aminmax())
