@@ -416,9 +416,8 @@ def _by_quantile(
     ranks = _as_array(ranks)
     bins = check_whole("metrics by bins", "bins", bins)
     if ranks.ndim != 1 or not len(ranks) or len(ranks) != len(values):
-        raise InvalidValue(
-            f"ranks of shape {ranks.shape} of {len(values)} cases; give the rank of each case."
-        )
+        number = len(ranks) if ranks.ndim == 1 else f"an array {ranks.shape} of"
+        raise InvalidValue(f"{number} ranks of {len(values)} cases; give the rank of each case.")
     limits = np.unique(np.quantile(values, np.arange(1, bins + 1) / bins, method="inverted_cdf"))
     bin_of = np.searchsorted(limits, values)
     rows = []

@@ -473,9 +473,7 @@ class Recommender:
             if value is not None and not isinstance(value, kind):
                 raise InvalidType(f"add_items: {name} is {shown(value)}; give a dictionary.")
         neighbours = check_whole("add_items", "neighbours", neighbours)
-        if titles is not None and not (
-            _is_list(titles) and all(t is None or isinstance(t, str) for t in titles)
-        ):
+        if titles is not None and not _is_list(titles):
             raise InvalidType(
                 f"add_items: titles is {shown(titles)}; give a list with a text, or None, for each id."
             )
