@@ -20,9 +20,11 @@ import torch
 from contrastive import load_encoder, save_encoder
 from contrastive.encoders import ConvEncoder
 from contrastive.errors import InputError
+from contrastive.reading import read_tensors
 from contrastive.retrieval import Index, embed
 from contrastive.retrieval.run import search_index
 from contrastive.retrieval.shards import Embeddings
+from contrastive.training.checkpoints import WholeFiles
 
 COUNT, DIM = 1_200, 16
 
@@ -163,6 +165,27 @@ def read_encoder(folder: Path) -> Any:
         return load_encoder(folder)(torch.linspace(0, 1, 128).reshape(2, 1, 8, 8)).tolist()
 
 
+def make_checkpoint(folder: Path) -> Path:
+    """A checkpoint as training writes it."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.BatchNorm1d(8))
+    content = {
+        "state_dict": module.state_dict(),
+        "epoch": 3,
+        "global_step": 12,
+        "hyper_parameters": {"dim": 8},
+    }
+    WholeFiles().save_checkpoint(content, folder / "checkpoint" / "last.ckpt")
+    return folder / "checkpoint"
+
+
+def read_checkpoint(folder: Path) -> Any:
+    """All that is in it, tensors as numbers."""
+    found = read_tensors(folder / "last.ckpt")
+    weights = {name: value.tolist() for name, value in found.pop("state_dict").items()}
+    return weights, found
+
+
 KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     **{
         f"index {factory}, {how}": (lambda folder, factory=factory: make_index(folder, factory), read)
@@ -186,6 +209,7 @@ KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
         for factory in ("Flat", "HNSW16")
     },
     "encoder": (make_encoder, read_encoder),
+    "checkpoint": (make_checkpoint, read_checkpoint),
 }
 """What is tried: how it is made, and how it is read."""
 

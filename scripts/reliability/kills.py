@@ -28,7 +28,6 @@ from contrastive.reading import read_tensors
 SMALL = ["--model.encoder.widths=[8,8]", "--model.encoder.blocks=[0,0]", "--model.projector.hidden_dim=32"]
 QUICK = ["--config=quickstart", *SMALL, "--data.batch_size=128"]
 QUIET = ["--extras.evaluate=false", "--extras.report=false", "--trainer.enable_progress_bar=false"]
-EPOCHS = 8
 PATIENCE = 60.0  # seconds in which all processes of a run have to end after one was killed
 
 
@@ -126,8 +125,6 @@ def try_kills(name: str, words: list[str], kills: int, seed: int, folder: Path) 
     """Kill a run so often, resume each time, and print a line of what came of it."""
     draw, log = random.Random(seed), folder / f"{name}.log"
     words = [*words, *QUIET]
-    if not any("max_steps" in word and "-1" not in word for word in words):
-        words.append(f"--trainer.max_epochs={EPOCHS}")
     whole = folder / name / "whole"
     last = Path("checkpoints", "last.ckpt")
     begin = time.monotonic()
@@ -164,6 +161,7 @@ def run() -> int:
     parser.add_argument("--kills", type=int, default=20, help="of each run")
     parser.add_argument("--processes", type=int, default=1, help="that train together")
     parser.add_argument("--only", nargs="*", help="names of runs; all by default")
+    parser.add_argument("--epochs", type=int, default=8, help="of each run")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -171,6 +169,7 @@ def run() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name, words in commands(Path(folder)).items():
             if not options.only or name in options.only:
+                words = [*words, f"--trainer.max_epochs={options.epochs}"]
                 if options.processes > 1:
                     words = [*words, f"--trainer.devices={options.processes}", "--trainer.strategy=ddp_fork"]
                 failed += not try_kills(name, words, options.kills, options.seed, Path(folder))
