@@ -96,8 +96,12 @@ def _checked(who: str, name: str, value: Any, kinds: list[Kind]) -> Any:
     advice = ""
     if any(words == _TENSOR for _, words in kinds) and isinstance(value, np.ndarray | list | tuple):
         advice = ", as torch.as_tensor(...) makes one"
-    values = isinstance(value, int | float | np.number | str | Tensor | list | tuple)
-    kind = InvalidValue if values and not isinstance(value, bool) else InvalidType
+    number = isinstance(value, int | np.integer | Tensor) and not isinstance(value, bool)
+    number = number or (
+        isinstance(value, float) and _PLAIN[int] not in kinds
+    )  # 1.5 is no whole number at all
+    text = isinstance(value, str) and any(accept("") == "" for accept, _ in kinds)  # with a NUL byte
+    kind = InvalidValue if number or text else InvalidType
     raise kind(f"{who}: {name} is {_what(value)}; give {expected}{advice}.")
 
 

@@ -465,12 +465,8 @@ class Recommender:
         """
         if not _is_list(ids) and not isinstance(ids, range):
             raise InvalidType(f"add_items: ids is {shown(ids)}; give a list of ids.")
-        for name, value, kind in (
-            ("like", like, Mapping),
-            ("attributes", attributes, Mapping),
-            ("columns", columns, Mapping),
-        ):
-            if value is not None and not isinstance(value, kind):
+        for name, value in (("like", like), ("attributes", attributes), ("columns", columns)):
+            if value is not None and not isinstance(value, Mapping):
                 raise InvalidType(f"add_items: {name} is {shown(value)}; give a dictionary.")
         neighbours = check_whole("add_items", "neighbours", neighbours)
         if titles is not None and not _is_list(titles):

@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from contrastive.arguments import checked
-from contrastive.checks import check_choice, check_flag, check_number, check_whole
+from contrastive.checks import check_choice, check_flag, check_number, check_whole, shown
 from contrastive.errors import InvalidType, InvalidValue, NotFinite
 from contrastive.similarity.distributed import global_sum
 from recsys.batches import Batch, Held, HeldOutBatches, PrefixTable, TrainingBatches, training_prefixes
@@ -183,7 +183,6 @@ class SequentialRecommender(LightningModule):
         ValueError: more than one MCLRec head, a number out of range, or an unknown choice.
     """
 
-    @checked
     def __init__(
         self,
         encoder: SequenceEncoder,
@@ -197,7 +196,12 @@ class SequentialRecommender(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        name, heads = "SequentialRecommender", list(heads or [])
+        name = "SequentialRecommender"
+        if not (heads is None or isinstance(heads, list | tuple)):
+            raise InvalidType(f"{name}: heads is {shown(heads)}; give a list of heads, or None.")
+        if not (loss is None or isinstance(loss, nn.Module)):
+            raise InvalidType(f"{name}: loss is {shown(loss)}; give a module, or None for FullSoftmax.")
+        heads = list(heads or [])
         for part, kind, expected in (
             (encoder, SequenceEncoder, "encoder"),
             *((h, Head, "head") for h in heads),

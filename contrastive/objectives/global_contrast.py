@@ -104,8 +104,11 @@ def sogclr(
     check_gamma("sogclr", gamma)
     shape = (len(z1),) if negatives == "all" else (2, len(z1))
     for what, value in (("log_estimator", log_estimator), ("temperature", temperature)):
-        scalar = what == "temperature" and (not isinstance(value, Tensor) or value.numel() == 1)
-        if not scalar and (not usable(value) or value.shape != shape or not value.is_floating_point()):
+        if what == "temperature" and (not isinstance(value, Tensor) or value.numel() == 1):
+            continue
+        if not isinstance(value, Tensor) or (
+            not usable(value) or value.shape != shape or not value.is_floating_point()
+        ):
             raise InvalidValue(
                 f"sogclr: {what} is {described(value)}; give a floating-point tensor {shape} for {len(z1)} samples and "
                 f"negatives={negatives!r}."

@@ -1,9 +1,9 @@
 """Hard InfoNCE: Wang and Liu, "Understanding the Behaviour of Contrastive Loss", CVPR 2021, arXiv 2012.09740."""
 
 from itertools import combinations
-from numbers import Integral, Real
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,7 +74,11 @@ def hard_info_nce(
     _check_num_negatives("hard_info_nce", num_negatives)
     if form == "simple":
         temperature = 1.0
-    count = num_negatives if isinstance(num_negatives, Integral) else max(1, round(num_negatives * len(keys)))
+    count = (
+        num_negatives
+        if isinstance(num_negatives, int | np.integer)
+        else max(1, round(num_negatives * len(keys)))
+    )
     count = min(count, len(keys))
 
     positives = positives.long()
@@ -163,8 +167,8 @@ class HardInfoNCE(Objective):
 
 
 def _check_num_negatives(name: str, value: int | float) -> None:
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not (value >= 1 if whole else isinstance(value, Real) and 0 < value < 1):
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not (value >= 1 if whole else isinstance(value, float | np.floating) and 0 < value < 1):
         raise InvalidValue(
             f"{name}: num_negatives is {value!r}; give an integer of at least 1, or a fraction of the "
             "candidates in (0, 1)."

@@ -2,9 +2,9 @@
 
 import math
 import warnings
-from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,6 +14,7 @@ from contrastive.checks import check_number, shown
 from contrastive.errors import InvalidType, InvalidValue
 from contrastive.similarity import Gathered, gather
 
+_NUMBER = (int, float, np.number)
 _SHORTEST = 1e-12  # rows below this length are divided by it instead
 
 
@@ -92,13 +93,15 @@ def check_views(name: str, views: tuple[Tensor, ...], *, minimum: int) -> None:
                 f"{name}: view {position} has shape {tuple(view.shape)} and dtype {view.dtype} ({view.layout}); "
                 f"expected floating-point embeddings (B, D), dense{labels}."
             )
-        if (view.shape, view.dtype, view.device) != (first.shape, first.dtype, first.device):
+        if view is not first and (
+            view.shape != first.shape or view.dtype != first.dtype or view.device != first.device
+        ):
             raise InvalidValue(
                 f"{name}: view {position} is {tuple(view.shape)} {view.dtype} on {view.device} but view 0 is "
                 f"{tuple(first.shape)} {first.dtype} on {first.device}; give all views the same shape, "
                 "dtype and device."
             )
-    if first.device.type == "meta":
+    if first.is_meta:
         raise InvalidValue(
             f"{name}: the views are on the meta device, which holds no data; give real tensors."
         )
@@ -147,9 +150,9 @@ def check_temperature(name: str, value: float | Tensor, *, name_of_value: str = 
     if isinstance(value, Tensor):
         if value.numel() == 1 and value.dtype in FLOATS and usable(value):
             return
-    elif isinstance(value, Real) and not isinstance(value, bool) and 1e-8 <= float(value) < math.inf:
+    elif isinstance(value, _NUMBER) and not isinstance(value, bool) and 1e-8 <= float(value) < math.inf:
         return
-    kind = InvalidValue if isinstance(value, Real | Tensor) else InvalidType
+    kind = InvalidValue if isinstance(value, (*_NUMBER, Tensor)) else InvalidType
     raise kind(
         f"{name}: {name_of_value} is {described(value)}; give a positive number, usually between 0.05 and 1."
     )

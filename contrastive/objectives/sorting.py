@@ -17,9 +17,9 @@ layers finds the shares, a second one in reverse order carries the weights back.
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from numbers import Real
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -120,7 +120,7 @@ COMPARATORS: dict[str, Callable[..., Tensor]] = {
 def build_comparator(name: str, comparator: str, steepness: float, exponent: float) -> Comparator:
     """``alpha(d)`` for these options, checked; ``name`` is whose options they are."""
     check_choice(name, "comparator", comparator, tuple(COMPARATORS))
-    if not (isinstance(steepness, Real) and math.isfinite(steepness) and steepness > 0):
+    if not (isinstance(steepness, int | float | np.number) and math.isfinite(steepness) and steepness > 0):
         raise InvalidValue(
             f"{name}: steepness is {shown(steepness)}; give a finite number above 0, usually 1 to 100."
         )
