@@ -160,6 +160,11 @@ def rank_by_vectors(
     """
     _check("rank_by_vectors", "keep", ties)
     user_block = check_whole("rank_by_vectors", "user_block", user_block)
+    if states.ndim != 2 or item_vectors.ndim != 2:
+        raise InvalidValue(
+            f"rank_by_vectors: states {tuple(states.shape)} and item_vectors {tuple(item_vectors.shape)}; give (C, d) "
+            "and (num_items + 1, d)."
+        )
     if item_block is None:
         item_block = max(1, (1 << 23) // max(1, min(user_block, len(states))))
     item_block = check_whole("rank_by_vectors", "item_block", item_block)

@@ -18,7 +18,7 @@ from contrastive.retrieval import Index
 from contrastive.similarity import gather, logsumexp_both, logsumexp_cross, logsumexp_self
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "reliability" / "malformed.py"
-TRIES = 2000
+TRIES = 5000
 
 
 @pytest.fixture(scope="module")

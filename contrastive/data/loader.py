@@ -69,7 +69,7 @@ class Loader:
         num_workers: int = 0,
     ) -> None:
         for what, given in (("inputs", inputs), ("rows", inputs if rows is None else rows)):
-            if not hasattr(given, "__len__"):
+            if not hasattr(given, "__len__") or getattr(given, "ndim", 1) == 0:
                 raise InvalidType(
                     f"Loader: {what} is {shown(given)}; give a tensor, or for inputs a data set."
                 )

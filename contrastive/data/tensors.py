@@ -109,7 +109,12 @@ def _labels(split: str, inputs: Tensor | None, labels: Any) -> NDArray[Any] | No
     """Labels as whole numbers, one for each input."""
     if labels is None:
         return None
-    values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    try:
+        values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    except (ValueError, TypeError, RuntimeError):  # rows of different lengths, a tensor that is not dense
+        raise InvalidType(
+            f"TensorData: {split}_labels is {shown(labels)}; give a whole number a sample."
+        ) from None
     if values.dtype.kind not in "iub" and isinstance(labels, list | tuple) and all(map(_is_whole, labels)):
         values = as_integers(labels)  # of more than 64 bits
     number = 0 if inputs is None else len(inputs)

@@ -199,7 +199,7 @@ def describe_geometry(z: Tensor, labels: Tensor | None = None) -> dict[str, floa
 
 
 def _require_rows(call: str, z: Tensor, rows: int) -> None:
-    if z.ndim != 2 or len(z) < rows:
+    if z.ndim != 2 or len(z) < rows or not z.shape[1]:
         raise InvalidValue(f"{call}: z has shape {tuple(z.shape)}; expected (N, D) with N of {rows} at least")
     if not bool(torch.isfinite(z).all()):
         raise InvalidValue(

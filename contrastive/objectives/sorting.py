@@ -124,7 +124,7 @@ def build_comparator(name: str, comparator: str, steepness: float, exponent: flo
         raise InvalidValue(
             f"{name}: steepness is {shown(steepness)}; give a finite number above 0, usually 1 to 100."
         )
-    exponent = check_number(name, "exponent", exponent, "[0, 1)")
+    steepness, exponent = float(steepness), check_number(name, "exponent", exponent, "[0, 1)")
     options = {"exponent": exponent} if comparator == "logistic_phi" else {}
     return partial(COMPARATORS[comparator], steepness=steepness, **options)
 

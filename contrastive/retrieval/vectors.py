@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from contrastive.arguments import usable
+from contrastive.checks import shown
 from contrastive.errors import InvalidType, InvalidValue
 
 Array = NDArray[Any]
@@ -27,6 +28,8 @@ def as_rows(vectors: Vectors, metric: Metric, dim: int | None, call: str) -> Arr
         ValueError: not ``(N, dim)``; a NaN or infinite value, or one beyond about 1e19; with ``"cosine"`` a row of
             zeros, which has no direction. Names the first bad row.
     """
+    if not isinstance(metric, str) or metric not in METRICS:
+        raise InvalidValue(f"{call}: metric is {shown(metric)}; choose one of {', '.join(METRICS)}.")
     if isinstance(vectors, torch.Tensor):
         if not usable(vectors):
             raise InvalidValue(

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from contrastive.arguments import usable
 from contrastive.checks import shown
 from contrastive.errors import InvalidType, InvalidValue
 
@@ -81,7 +82,7 @@ def average(total: Tensor, count: int | Tensor) -> Tensor:
     _require_tensor("average", "total", total)
     if total.is_complex():
         raise InvalidValue(f"average: total is {total.dtype}; give a real number.")
-    if not isinstance(count, int | float | Tensor):
+    if not isinstance(count, int | float | Tensor) or (isinstance(count, Tensor) and not usable(count)):
         raise InvalidType(f"average: count is {shown(count)}; give a number.")
     count = global_sum(torch.as_tensor(count, dtype=total.dtype, device=total.device))
     return total * world_size() / count.clamp(min=1)
