@@ -51,6 +51,7 @@ _FIELDS: dict[str, Check] = {
 }
 _BUILT_BY_NAME: dict[str, type[SequenceEncoder]] = {"SASRec": SASRec, "GRU4Rec": GRU4Rec}
 _CHUNK = 256  # histories of similar length that are encoded, and searched for, at a time
+_TUNED_BY = 500  # histories by which an approximate index is tuned
 _SMALL = 100_000  # numbers, or scores, up to which one thread does best
 _OWN_COLUMNS = ("item", "code", "title", "count", "attributes")
 
@@ -177,10 +178,16 @@ class Recommender:
             factory=factory,
             metadata=table,
             keep_vectors=True,
+            recall=None,
             seed=seed,
         )
         kept = (data.user_ids.tolist(), data.sequences) if histories else None
-        return cls(copied, index, longest, data.fingerprint, kept)
+        made = cls(copied, index, longest, data.fingerprint, kept)
+        if not index.exact:  # by states of the encoder, which lie elsewhere than items do
+            users = np.random.default_rng(seed).permutation(len(data.sequences))[:_TUNED_BY]
+            known = [data.sequences[int(user)].tolist() for user in users]
+            index.tune(queries=made._encode([codes for codes in known if codes]))
+        return made
 
     @classmethod
     def from_run(

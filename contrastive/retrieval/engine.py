@@ -4,6 +4,7 @@ Everything here speaks of slots (row numbers) and of float32 rows that were chec
 the inner product, or minus the Euclidean distance; larger is closer.
 """
 
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -186,6 +187,29 @@ def _closeness(values: Array, euclidean: bool) -> Array:
     return -np.sqrt(np.maximum(values, 0, out=values), out=values) if euclidean else values
 
 
+def check_factory(factory: str) -> None:
+    """Refuse factory strings that FAISS would take for more than it can do, or that cannot do what an index must.
+
+    Raises:
+        ValueError: a number in it is out of range, or it keeps ids of its own, or has codes for fast scanning, which
+            can neither be filtered nor searched after a removal.
+    """
+    largest = {"HNSW": 512, "NSG": 512, "x": 16, "": 1 << 20}
+    for name, digits in re.findall(r"([A-Za-z]*)(\d+)", factory):
+        most = largest.get(name, largest[""])
+        if len(digits) > 9 or not 1 <= int(digits) <= most:
+            raise InvalidValue(
+                f"factory={factory!r} has the number {name}{digits[:20]}; give one from 1 to {most:,} there."
+            )
+    if "IDMap" in factory:
+        raise InvalidValue(f"factory={factory!r}: ids are kept beside FAISS; leave IDMap out.")
+    if re.search(r"\dfs", factory):
+        raise InvalidValue(
+            f"factory={factory!r}: codes for fast scanning can neither be filtered nor searched after a removal; leave "
+            "out what begins with 'fs'."
+        )
+
+
 class Approximate:
     """A FAISS index of any factory string, whose rows are slots 0, 1, ... in the order of adding.
 
@@ -210,6 +234,7 @@ class Approximate:
         self.factory, self.euclidean, self._faiss = factory, euclidean, library
         self._mapping = threading.Lock()
         if index is None:
+            check_factory(factory)
             metric = library.METRIC_L2 if euclidean else library.METRIC_INNER_PRODUCT
             try:
                 index = library.index_factory(dim, factory, metric)
@@ -227,7 +252,11 @@ class Approximate:
         self.is_graph = isinstance(self._inner, library.IndexHNSW)
         if self.is_graph:
             self._inner.hnsw.efConstruction = BUILD_EFFORT
-        self.keeps_vectors = isinstance(self.index, library.IndexHNSWFlat | library.IndexFlat)
+        self.can_filter = not isinstance(self._inner, library.IndexPQ)  # FAISS has no masks for these codes
+        kinds = library.IndexHNSWFlat | library.IndexFlat | library.IndexIVFFlat
+        self.keeps_vectors = isinstance(library.downcast_index(self.index), kinds)
+        if self._inverted is not None:  # one that was read may lack what was added after it was made
+            self._inverted.set_direct_map_type(library.DirectMap.NoMap)
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -263,11 +292,28 @@ class Approximate:
 
     def add(self, rows: Array) -> None:
         """Append rows ``(n, D)``."""
+        if self._inverted is not None:  # FAISS adds to no table of places; the next reconstruct makes it anew
+            self._inverted.set_direct_map_type(self._faiss.DirectMap.NoMap)
         self.index.add(rows)
 
-    def search(self, queries: Array, k: int, mask: Array | None) -> tuple[Array, Array]:
+    def emptied(self) -> "Approximate":
+        """The same without rows; what was learned from a sample stays."""
+        fresh = None
+        if self._inverted is not None or not isinstance(self._inner, self._faiss.IndexHNSWFlat):
+            fresh = self._faiss.clone_index(self.index)
+            fresh.reset()
+        found = Approximate(self.factory, int(self.index.d), self.euclidean, fresh)
+        found.effort = self.effort
+        return found
+
+    def search(
+        self, queries: Array, k: int, mask: Array | None, effort: int | None = None
+    ) -> tuple[Array, Array]:
         """Closeness and slots ``(Q, k)`` among the slots in ``mask`` (bool, one for each; None for all)."""
-        parameters = None if mask is None else self._parameters(self.index, self._selector(mask))
+        parameters = None
+        if mask is not None or effort is not None:
+            selector = None if mask is None else self._selector(mask)
+            parameters = self._parameters(self.index, selector, self.effort if effort is None else effort)
         values, slots = self.index.search(queries, k, params=parameters)
         close = _closeness(values, self.euclidean)
         if (slots[:, -1] < 0).any():  # places that could not be filled stand last
@@ -278,7 +324,9 @@ class Approximate:
         self, queries: Array, closeness: float, mask: Array | None
     ) -> tuple[Array, Array, Array]:
         """Offsets ``(Q + 1,)``, closeness and slots of the rows at least so close to each query, unordered."""
-        radius = closeness**2 if self.euclidean else closeness
+        # FAISS leaves out what lies on the radius, and rounds: a little wider, and compared again below.
+        step = max(abs(closeness), 1e-3) * 1e-6
+        radius = max(-closeness + step, step) ** 2 if self.euclidean else closeness - step
         try:
             offsets, values, slots = self.index.range_search(queries, radius)
         except RuntimeError as error:
@@ -286,9 +334,9 @@ class Approximate:
                 f"range_search: FAISS has none for factory={self.factory!r}; use search with a large k, or 'Flat'."
             ) from error
         values = _closeness(values, self.euclidean)
-        if mask is None:
-            return offsets, values, slots
-        kept = mask[slots]
+        kept = values >= closeness
+        if mask is not None:
+            kept &= mask[slots]
         return np.concatenate([[0], np.cumsum(kept)])[offsets.astype(np.int64)], values[kept], slots[kept]
 
     def reconstruct(self, slots: Array) -> Array:
@@ -376,13 +424,15 @@ class Approximate:
         selector.bits = bits  # lives as long as the selector
         return selector
 
-    def _parameters(self, index: Any, selector: Any) -> Any:
-        """Search parameters of FAISS that hold the selector and change nothing else."""
+    def _parameters(self, index: Any, selector: Any, effort: int) -> Any:
+        """Search parameters of FAISS that hold the selector, if there is one, and the effort."""
         library, inner = self._faiss, self._faiss.downcast_index(index)
+        chosen = {} if selector is None else {"sel": selector}
         if isinstance(inner, library.IndexPreTransform):
-            return library.SearchParametersPreTransform(index_params=self._parameters(inner.index, selector))
+            within = self._parameters(inner.index, selector, effort)
+            return library.SearchParametersPreTransform(index_params=within)
         if isinstance(inner, library.IndexIVF):
-            return library.SearchParametersIVF(sel=selector, nprobe=inner.nprobe)
+            return library.SearchParametersIVF(nprobe=effort, **chosen)
         if isinstance(inner, library.IndexHNSW):
-            return library.SearchParametersHNSW(sel=selector, efSearch=inner.hnsw.efSearch)
-        return library.SearchParameters(sel=selector)
+            return library.SearchParametersHNSW(efSearch=effort, **chosen)
+        return library.SearchParameters(**chosen)

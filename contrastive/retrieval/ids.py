@@ -165,6 +165,12 @@ def as_ids(ids: Ids, call: str, *, unique: bool = True) -> Array:
         TypeError: neither all integers nor all strings.
         ValueError: not one-dimensional, or, if they must be ``unique``, one stands twice.
     """
+    if isinstance(ids, list | tuple) and ids and all(isinstance(i, str) for i in ids):
+        ids = np.array(ids, object)  # as texts of a fixed width, NumPy would cut zero bytes off their ends
+    elif isinstance(ids, list | tuple) and any(isinstance(i, str | bool | np.bool_) for i in ids):
+        raise InvalidType(
+            f"{call}: ids are of several types, or truth values; give integers, or strings, for all."
+        )
     try:
         found = np.asarray(ids)
     except (ValueError, TypeError):  # rows of different lengths, a tensor that is not dense
@@ -175,6 +181,8 @@ def as_ids(ids: Ids, call: str, *, unique: bool = True) -> Array:
         raise InvalidValue(
             f"{call}: ids have the shape {found.shape}; give one id for each vector, shape (N,)."
         )
+    if found.dtype.kind == "u" and len(found) and int(found.max()) > np.iinfo(np.int64).max:
+        raise InvalidValue(f"{call}: an id is {int(found.max())}; give integers below 2^63, or strings.")
     if found.dtype.kind in "iu" or not len(found):
         found = found.astype(np.int64)
     elif found.dtype.kind == "U":

@@ -41,6 +41,14 @@ _FIELDS: dict[str, Check] = {
     "fingerprint": (text_or_none, "a text or null"),
 }
 
+_ROOM = (
+    0.3  # removed vectors, as a share of those that are there, at which an approximate index is built anew
+)
+_FEW_HOLES = 64  # that may be there in any case
+_HELD_OUT = 0.1  # share of the vectors that a graph is tuned without
+_MOST_EFFORT = 2**31 - 1
+RECALL = 0.95  # share of the true neighbours that an approximate index is tuned to find where nobody asks for another
+
 
 class Index:
     """Nearest neighbours of vectors, under integer or string ids, with columns to filter by.
@@ -88,6 +96,7 @@ class Index:
         self.tuned: dict[str, Any] | None = None
         """What :meth:`tune` found: effort, re-ranking, recall and speed."""
         self._ids, self._metadata = IdTable(), Metadata()
+        self._next_id = 0  # that is given where nobody gives one: above all that ever were
         self._neighbours = Neighbours(dim, metric, factory, keep_vectors)
 
     # ------------------------------------------------------------------ making one
@@ -104,6 +113,7 @@ class Index:
         memory_budget: int | None = None,
         keep_vectors: bool | None = None,
         fingerprint: str | None = None,
+        recall: float | None = RECALL,
         seed: int = 0,
     ) -> "Index":
         """Build an index of vectors in memory.
@@ -118,7 +128,9 @@ class Index:
             memory_budget: bytes that ``"auto"`` may use; half of what is free by default.
             keep_vectors: see :class:`Index`; by default, if ``"auto"`` chose codes.
             fingerprint: of the encoder.
-            seed: of the sample that lists and codes are learned from.
+            recall: share of the true neighbours that an approximate index is to find, see :meth:`tune`; None leaves it
+                at FAISS's own effort. Codes without the vectors cannot be tuned.
+            seed: of the samples that lists and codes are learned from, and that it is tuned by.
 
         Raises:
             TypeError: vectors or ids of a wrong type.
@@ -131,6 +143,7 @@ class Index:
         prepared = index._check_new(rows, ids, metadata, "Index.build")
         index._neighbours.train(rows, seed)
         index._append(rows, *prepared)
+        index._tune_if_it_can(recall, seed)
         return index
 
     @classmethod
@@ -143,6 +156,7 @@ class Index:
         columns: Sequence[str] | None = None,
         memory_budget: int | None = None,
         keep_vectors: bool | None = None,
+        recall: float | None = RECALL,
         seed: int = 0,
     ) -> "Index":
         """Build an index of embeddings on disk, a part at a time.
@@ -152,7 +166,7 @@ class Index:
         Args:
             folder: written by :func:`contrastive.retrieval.embed`.
             columns: the columns to take over; all by default.
-            metric, factory, memory_budget, keep_vectors, seed: see :meth:`build`.
+            metric, factory, memory_budget, keep_vectors, recall, seed: see :meth:`build`.
 
         Raises:
             FileNotFoundError: the folder holds no finished embeddings.
@@ -179,7 +193,12 @@ class Index:
             del sample
         for vectors, ids, table in source.batches(columns=columns):
             index.add(vectors, ids, table)
+        index._tune_if_it_can(recall, seed)
         return index
+
+    def _tune_if_it_can(self, recall: float | None, seed: int) -> None:
+        if recall is not None and not self.exact and len(self) and self._neighbours.has_vectors:
+            self.tune(recall, seed=seed)
 
     @classmethod
     def _sized(
@@ -253,6 +272,7 @@ class Index:
             "rerank": self._neighbours.rerank,
             "tuned": self.tuned,
             "fingerprint": self.fingerprint,
+            "next_id": self._next_id,
         }
 
     @property
@@ -354,12 +374,16 @@ class Index:
         self._ids, self._metadata = ids, metadata
 
     def _close_holes(self) -> None:
-        """Compact an exact index that holds many removed vectors, or is so small that this costs next to nothing.
+        """Compact an index that holds many removed vectors, or is so small that this costs next to nothing.
 
-        A few may stay: a search passes them over. So each of many single removals is cheap, and no search pays.
+        A few may stay: a search passes them over. So each of many single removals is cheap, and no search pays. A graph
+        finds fewer true neighbours the more of its links lead to what was removed.
         """
         holes = len(self._ids) - len(self)
-        if self.exact and holes and (holes > PASSED_OVER or len(self._ids) * self.dim <= _SMALL):
+        if not self.exact:
+            if holes > _FEW_HOLES + _ROOM * len(self) and self._neighbours.has_vectors:
+                self.compact()
+        elif holes and (holes > PASSED_OVER or len(self._ids) * self.dim <= _SMALL):
             self.compact()
 
     def _check_new(
@@ -368,8 +392,7 @@ class Index:
         if ids is None:
             if self._ids.strings:
                 raise InvalidType(f"{call}: the ids here are strings; give ids.")
-            first = int(self._ids.values.max()) + 1 if len(self._ids) else 0
-            ids = np.arange(first, first + len(rows))
+            ids = np.arange(self._next_id, self._next_id + len(rows))
         found = self._ids.check(ids, call)
         if len(found) != len(rows):
             raise InvalidValue(f"{call}: got {len(found)} ids for {len(rows)} vectors; give one for each.")
@@ -397,11 +420,15 @@ class Index:
         if replaced is not None:
             self._ids.remove(replaced)
         self._ids.fill(slots)
+        if not self._ids.strings:
+            self._next_id = max(self._next_id, int(ids.max()) + 1)
 
     # ------------------------------------------------------------------ searching
 
     @reads
-    def search(self, queries: Vectors, k: int = 10, filter: Filter = None) -> tuple[Array, Array]:
+    def search(
+        self, queries: Vectors, k: int = 10, filter: Filter = None, effort: int | None = None
+    ) -> tuple[Array, Array]:
         """The ``k`` closest vectors of each query.
 
         Args:
@@ -409,9 +436,11 @@ class Index:
             k: number of neighbours.
             filter: only among vectors whose columns meet these conditions: column -> a value, a list of values, or
                 ``slice(low, high)``, both included.
+            effort: how hard an approximate index is to try: ``efSearch`` of a graph, ``nprobe`` of an inverted file;
+                what :meth:`tune` found by default. An exact one has none.
 
         Returns:
-            Scores ``(Q, k)`` float32, falling along each row, and ids ``(Q, k)``. Where fewer were found, the score
+            Scores ``(Q, k)`` float32, falling along each row, and ids ``(Q, k)``. Where there are fewer, the score
             is ``-inf`` and the id -1 or None.
 
         Raises:
@@ -423,7 +452,11 @@ class Index:
         rows = as_rows(queries, self.metric, self.dim, "search")
         mask = self._mask(filter, "search")
         few = bool(filter) and mask is not None and int(mask.sum()) <= _FEW and self._neighbours.has_vectors
-        scores, slots = (self._neighbours.exact if few else self._neighbours.search)(rows, k, mask)
+        if few:
+            scores, slots = self._neighbours.exact(rows, k, mask)
+        else:
+            effort = None if effort is None else check_whole("search", "effort", effort, 1, _MOST_EFFORT)
+            scores, slots = self._neighbours.search(rows, k, mask, effort)
         return scores, self._ids.named(slots)
 
     @reads
@@ -465,13 +498,16 @@ class Index:
         Args:
             recall: share of the ``k`` true neighbours that must be found, in (0, 1].
             k: number of neighbours.
-            queries: ``(Q, D)`` like those to come; by default vectors of the index, which do not find themselves.
-            sample: how many of these to take.
+            queries: ``(Q, D)`` like those to come; by default vectors of the index. A graph is built a second time
+                without them to be measured, as it finds what it holds more easily than what it does not; an inverted
+                file is measured as it is, and they do not find themselves.
+            sample: how many of these to take, a tenth of the index at most.
             seed: of the sample.
 
         Returns:
             Effort, candidates a neighbour that are ranked again (``rerank``), measured recall, its lower bound
-            (``recall_low``) and queries per second; also in :attr:`tuned`. Where no effort suffices there is a
+            (``recall_low``), queries per second, and what the ``queries`` were: ``"given"``, ``"held out"`` or
+            ``"stored"``; also in :attr:`tuned`. Where no effort suffices there is a
             warning, and the one that found most is chosen.
 
         Raises:
@@ -486,7 +522,8 @@ class Index:
         mask, own = self._mask(None, "tune"), None
         if queries is None:
             alive = np.flatnonzero(self._ids.alive)
-            own = np.random.default_rng(seed).choice(alive, min(sample, len(alive)), replace=False)
+            most = max(1, int(_HELD_OUT * len(alive))) if len(alive) > 1 else 1
+            own = np.random.default_rng(seed).choice(alive, min(sample, most), replace=False)
             rows = self._neighbours.rows(own)
         else:
             rows = as_rows(queries, self.metric, self.dim, "tune")
@@ -613,6 +650,10 @@ class Index:
         ids, alive = table.column("id"), table.column(ALIVE)
         values = ids.to_numpy() if manifest["id"] == "integer" else np.array(ids.to_pylist(), object)
         index._ids = IdTable(np.array(values), np.array(alive.to_numpy()))
+        if kind == pa.int64() and len(values):
+            index._next_id = int(values.max()) + 1
+        if isinstance(known := manifest.get("next_id"), int):  # not in indexes of earlier versions
+            index._next_id = max(index._next_id, known)
         rest = table.drop_columns(["id", ALIVE])
         index._metadata = Metadata(rest if rest.num_columns else None)
         if len(index._neighbours) != len(index._ids):

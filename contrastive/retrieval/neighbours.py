@@ -17,6 +17,7 @@ from contrastive.retrieval.vectors import Metric, Store
 
 BLOCK = 1 << 16  # rows that are handled at a time
 PASSED_OVER = 256  # slots that exact search finds and leaves out, instead of copying all others
+_TUNED_K = 10  # neighbours that candidates are taken for at least: what is tuned for ten must hold for one
 RERANK = 8  # candidates a neighbour that are ranked by the vectors themselves
 SURE = 1.645  # standard errors that a measured recall is to be above the wanted one: 95 % of a normal distribution
 FLAT = 0.002  # gain of recall by two steps of effort below which more effort is not tried
@@ -109,12 +110,9 @@ class Neighbours:
         """
         approximate = self.approximate
         if approximate is not None:
-            fresh = Approximate(self.factory, self.dim, self.euclidean)
-            if wanted := fresh.training_rows:
-                fresh.train(self.rows(slots[:: max(1, len(slots) // wanted)]), 0)
+            fresh = approximate.emptied()
             for start in range(0, len(slots), BLOCK):
                 fresh.add(self.rows(slots[start : start + BLOCK]))
-            fresh.effort = self.effort
             approximate = fresh
         if self.store is not None:
             self.store.keep(slots)
@@ -130,17 +128,30 @@ class Neighbours:
 
     # ------------------------------------------------------------------ searching
 
-    def search(self, queries: Array, k: int, mask: Array | None) -> tuple[Array, Array]:
+    def search(
+        self, queries: Array, k: int, mask: Array | None, effort: int | None = None
+    ) -> tuple[Array, Array]:
         """Closeness and slots ``(Q, k)`` among the slots in ``mask`` (bool, one for each slot; None for all).
 
-        Places that could not be filled hold ``-inf`` and :data:`~contrastive.retrieval.engine.NOTHING`.
+        Queries for which an approximate search leaves places empty that could be filled are compared with everything.
+        Places that cannot be filled hold ``-inf`` and :data:`~contrastive.retrieval.engine.NOTHING`.
         """
         if self.approximate is None or not len(self):
             return self.exact(queries, k, mask)
-        if not self.reranks:
-            return self.approximate.search(queries, k, mask)
-        slots = self.approximate.search(queries, min(k * self.rerank, max(len(self), k)), mask)[1]
-        return self._rank_again(queries, slots, k)
+        if mask is not None and not self.approximate.can_filter:
+            return self.exact(queries, k, mask)
+        if self.reranks:
+            wanted = min(max(k, _TUNED_K) * self.rerank, max(len(self), k))
+            slots = self.approximate.search(queries, wanted, mask, effort)[1]
+            scores, slots = self._rank_again(queries, slots, k)
+        else:
+            scores, slots = self.approximate.search(queries, k, mask, effort)
+        if (slots[:, -1] < 0).any():
+            there = min(k, len(self) if mask is None else int(mask.sum()))
+            short = np.flatnonzero(slots[:, there - 1] < 0) if there else ()
+            if len(short):
+                scores[short], slots[short] = self.exact(queries[short], k, mask)
+        return scores, slots
 
     def exact(self, queries: Array, k: int, mask: Array | None) -> tuple[Array, Array]:
         """The same, by comparing all vectors in ``mask``."""
@@ -207,8 +218,14 @@ class Neighbours:
             own: ``(Q,)`` the slots that the queries were taken from and do not count; None if they are others.
 
         Returns:
-            ``effort``, ``rerank``, ``recall``, ``recall_low``, ``queries_per_second`` and ``k``.
+            ``effort``, ``rerank``, ``recall``, ``recall_low``, ``queries_per_second``, ``k`` and what ``queries`` were:
+            ``"given"``; ``"held out"`` of a graph that was built without them; or ``"stored"`` vectors.
         """
+        if own is not None and self.approximate is not None and self.approximate.is_graph:
+            twin, queries = self._without(own, mask), self.rows(own)
+            found = twin.tune(recall, min(k, len(twin)), queries, None, None) | {"queries": "held out"}
+            self.approximate.effort, self.rerank = twin.effort, twin.rerank
+            return found
         wanted = k + (own is not None)
         truth = [] if self.approximate is None else list(self.exact(queries, wanted, mask)[1])
         if own is not None:
@@ -227,6 +244,7 @@ class Neighbours:
                 "recall_low": float(hits.mean() - SURE * hits.std() / len(hits) ** 0.5),
                 "queries_per_second": len(queries) / seconds,
                 "k": k,
+                "queries": "given" if own is None else "stored",
             }
 
         if self.approximate is None:
@@ -260,6 +278,22 @@ class Neighbours:
         """``mask``, if it leaves out so few stored rows that all are compared, and how many; else None and 0."""
         left_out = 0 if mask is None else len(mask) - int(np.count_nonzero(mask))
         return (mask, left_out) if self.store is not None and 0 < left_out <= PASSED_OVER else (None, 0)
+
+    def _without(self, own: Array, mask: Array | None) -> "Neighbours":
+        """The same built without some slots.
+
+        A vector of a graph is found by the links that were chosen for it, as new queries are not: what is measured with
+        it is too good.
+        """
+        kept = np.ones(len(self), bool) if mask is None else mask.copy()
+        kept[own] = False
+        twin = Neighbours(self.dim, self.metric, "Flat", False)
+        twin.factory, twin.rerank, twin.approximate = self.factory, self.rerank, self._index.emptied()
+        twin.store = None if self.store is None else Store(self.dim, spool=Path(tempfile.gettempdir()))
+        slots = np.flatnonzero(kept)
+        for start in range(0, len(slots), BLOCK):
+            twin.append(self.rows(slots[start : start + BLOCK]))
+        return twin
 
     def _blocks(self, mask: Array | None) -> Iterator[tuple[Array | None, Array]]:
         """Slots in ``mask`` and their vectors: all at once (no slots) where they lie side by side, else in parts."""

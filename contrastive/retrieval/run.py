@@ -137,12 +137,16 @@ def build_index(
         check_number("index", "memory_budget_gb", memory_budget_gb, "(0, inf)")
     start = time.perf_counter()
     budget = None if memory_budget_gb is None else int(memory_budget_gb * 1e9)
-    index = Index.from_embeddings(embeddings, metric=metric, factory=factory, memory_budget=budget, seed=seed)
+    index = Index.from_embeddings(
+        embeddings, metric=metric, factory=factory, memory_budget=budget, recall=recall, seed=seed
+    )
     built = time.perf_counter() - start
-    tuned = "exact"
-    if not index.exact:
-        found = index.tune(recall, seed=seed)
-        tuned = f"recall@{found['k']} {found['recall']:.3f} at {found['queries_per_second']:,.0f} queries a second"
+    tuned = "exact" if index.exact else "not tuned, as the vectors are not kept"
+    if found := index.tuned:
+        tuned = (
+            f"recall@{found['k']} {found['recall']:.3f} of queries {found['queries']}, "
+            f"{found['queries_per_second']:,.0f} a second"
+        )
     index.save(out)
     print(
         f"index of {len(index):,} vectors of width {index.dim} in {out}: {index.factory}, {metric}, {tuned}; "
