@@ -60,7 +60,7 @@ class WholeFiles(TorchCheckpointIO):
             content = read_tensors(path)
         else:
             check_undamaged(path)
-            content = super().load_checkpoint(path, map_location, weights_only)
+            content = super().load_checkpoint(os.fspath(path), map_location, weights_only)
         return content
 
 

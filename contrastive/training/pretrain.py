@@ -448,7 +448,7 @@ class Pretrain(LightningModule):
 
         Those do not that repeat other samples, so that every process has as many.
         """
-        loader = self.trainer.test_dataloaders if self.trainer.testing else self.trainer.val_dataloaders
+        loader: Any = self.trainer.test_dataloaders if self.trainer.testing else self.trainer.val_dataloaders
         if self.trainer.world_size == 1 or not hasattr(loader, "repeated"):
             return None
         repeated: Tensor = loader.repeated(batch_idx, len(batch.index))

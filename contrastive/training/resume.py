@@ -4,6 +4,7 @@ A run may go on with another batch size, accumulation or length. It then has tak
 takes as many more as what is left of its epochs holds: the schedule ends where these end.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,22 +51,24 @@ class Place:
 
     def batches_over(self, trainer: Trainer) -> int:
         """Batches of the epoch under way that are over, in batches of this run's size."""
-        loader, size = trainer.train_dataloader, getattr(trainer.train_dataloader, "batch_size", None)
+        if math.isinf(trainer.num_training_batches):  # of a stream of unknown length
+            return self.batches
+        loader: Any = trainer.train_dataloader
+        size: int | None = getattr(loader, "batch_size", None)
         number = int(trainer.num_training_batches)
         if self.samples is None or not size:
             return min(self.batches, number)
         step = size * trainer.world_size
-        over = -(-self.samples // step)
-        whole: int = len(loader)
+        over, whole = -(-self.samples // step), len(loader)
         if number < whole:  # of an epoch that is cut short
             return min(over, number)
-        left, rest = divmod(getattr(loader, "num_samples", 0) - self.samples, step)
+        left, rest = divmod(int(getattr(loader, "num_samples", 0)) - self.samples, step)
         return max(0, whole - left - (rest > 0 and not getattr(loader, "drop_last", False)))
 
     def steps_to_come(self, trainer: Trainer) -> float:
         """Optimiser steps from here to the end of ``max_epochs``; infinite without an end."""
         epochs = trainer.max_epochs
-        if epochs is None or epochs < 0:
+        if epochs is None or epochs < 0 or math.isinf(trainer.num_training_batches):
             return float("inf")
         window = trainer.accumulate_grad_batches
         an_epoch = -(-int(trainer.num_training_batches) // window)
@@ -86,14 +89,12 @@ def continue_epoch(trainer: Trainer, place: Place) -> None:
     """
     # Lightning has no public way to the loader's state and to the place in an epoch.
     loop = trainer.fit_loop
-    current, number = loop.epoch_loop.batch_progress.current, int(trainer.num_training_batches)
+    current: Any = loop.epoch_loop.batch_progress.current
+    epoch: Any = loop.epoch_progress.current
+    number = trainer.num_training_batches
     # Of an epoch that is over by now the loader, asked for one more batch, says so itself.
     over = min(place.batches_over(trainer), number - 1) if place.batches else number
-    if (
-        current.processed
-        and current.processed != over
-        and loop.epoch_progress.current.processed <= place.epoch
-    ):
+    if current.processed and current.processed != over and epoch.processed <= place.epoch:
         late = current.processed - current.completed  # written before the batch was counted as completed
         current.ready = current.started = current.processed = over
         current.completed = over - late
