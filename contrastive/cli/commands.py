@@ -11,6 +11,7 @@ import contrastive
 from contrastive.cli import PLAIN_COMMANDS
 from contrastive.cli.errors import ShortErrors
 from contrastive.cli.request import shipped_configurations
+from contrastive.errors import InvalidValue
 
 TRUST = (
     "build classes that belong neither to contrastive nor to recsys, if the run names them; they can run any code, so "
@@ -31,14 +32,55 @@ def run_command(command: str, words: Sequence[str]) -> int:
     trusts = "trust" in inspect.signature(function).parameters
     if trusts:
         parser.add_argument("--trust_run", action="store_true", help=TRUST)
+    rest, conditions = _without_filter(words)
     try:
-        arguments = parser.parse_args(_with_lists(words, function))
+        arguments = parser.parse_args(_with_lists(rest, function))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     options = arguments.as_dict()
+    if conditions is not None and "filter" in options:
+        options["filter"] = conditions
     if trusts:
         options["trust"] = options.pop("trust_run")
     return show(function(**options)) or 0
+
+
+def _without_filter(words: Sequence[str]) -> tuple[list[str], dict[str, Any] | None]:
+    """The words without ``--filter``, and its conditions: the parser would take texts for the numbers in them.
+
+    ``{"from": low, "to": high}``, either of which may be left out, is a range.
+
+    Raises:
+        ValueError: what was given is no JSON object, or a condition is none.
+    """
+    rest, text, following = [], None, False
+    for word in words:
+        option, equals, value = word.partition("=")
+        if following:
+            text, following = word, False
+        elif option == "--filter":
+            text, following = (value, False) if equals else (None, True)
+        else:
+            rest.append(word)
+    if text is None:
+        return list(words), None
+    expected = """give JSON, as '{"class": "7", "year": {"from": 1990, "to": 2000}}'."""
+    try:
+        given = json.loads(text)
+    except ValueError as problem:
+        raise InvalidValue(f"--filter is {text!r} ({problem}); {expected}") from problem
+    if not isinstance(given, dict):
+        raise InvalidValue(f"--filter is {text!r}; {expected}")
+    conditions = {}
+    for column, wanted in given.items():
+        if isinstance(wanted, dict):
+            if not wanted or wanted.keys() - {"from", "to"}:
+                raise InvalidValue(
+                    f"--filter has {wanted!r} for {column!r}; a range has from, to or both: {expected}"
+                )
+            wanted = slice(wanted.get("from"), wanted.get("to"))
+        conditions[column] = wanted
+    return rest, conditions
 
 
 def _with_lists(words: Sequence[str], function: Callable[..., Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """Columns beside the vectors, and filters on them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -99,13 +99,17 @@ class Metadata:
                 column = column.cast(column.type.value_type)
             try:
                 if isinstance(wanted, slice):
+                    if wanted.step is not None:
+                        raise InvalidValue(
+                            f"{call}: the range for {name!r} has a step; give slice(low, high)."
+                        )
                     met = pa.chunked_array([pa.array(np.ones(len(column), bool))])
                     if wanted.start is not None:
                         met = pc.and_(met, pc.greater_equal(column, pa.scalar(wanted.start)))
                     if wanted.stop is not None:
                         met = pc.and_(met, pc.less_equal(column, pa.scalar(wanted.stop)))
                 elif isinstance(wanted, list | tuple | set | np.ndarray):
-                    met = pc.is_in(column, value_set=pa.array(list(wanted), column.type))
+                    met = pc.is_in(column, value_set=pa.array(_possible(wanted, column.type), column.type))
                 else:
                     met = pc.equal(column, pa.scalar(wanted))
             # Not only pyarrow's own: what is no value of any column is refused by several parts of it.
@@ -116,6 +120,14 @@ class Metadata:
             met = pc.fill_null(met, False).to_numpy()
             found = met if found is None else found & met
         return np.ones(0 if self.table is None else self.table.num_rows, bool) if found is None else found
+
+
+def _possible(wanted: Iterable[Any], kind: pa.DataType) -> list[Any]:
+    """The values that a cell of this type can hold: empty ones meet no condition, and 1990.9 is no whole number."""
+    values = [value for value in wanted if value is not None and value == value]
+    if pa.types.is_integer(kind):
+        values = [v for v in values if not isinstance(v, float | np.floating) or float(v).is_integer()]
+    return values
 
 
 def check_names(names: Sequence[str], reserved: Sequence[str], call: str) -> None:
