@@ -237,8 +237,13 @@ def _as_csv(records: list[dict[str, Any]]) -> tuple[str, str]:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, names, lineterminator="\r\n")
     writer.writeheader()
-    writer.writerows(records)
+    writer.writerows({name: _harmless(cell) for name, cell in record.items()} for record in records)
     return buffer.getvalue(), "text/csv"
+
+
+def _harmless(cell: Any) -> Any:
+    """A cell that spreadsheets show and do not compute."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in tuple("=+-@\t\r") else cell
 
 
 def _as_json(records: list[dict[str, Any]]) -> tuple[str, str]:

@@ -50,9 +50,18 @@ class Guard:
                 message["headers"] = [*message["headers"], *self.headers]
             await send(message)
 
+        left = LARGEST_UPLOAD if scope["path"] == UPLOAD_PATH else LARGEST_BODY
+
+        async def receive_counted() -> Any:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            # What a request says of its length need not be what arrives.
+            return message if left >= 0 else {"type": "http.disconnect"}
+
         refusal = self._refusal(scope)
         if refusal is None:
-            await self.app(scope, receive, send_guarded)
+            await self.app(scope, receive_counted, send_guarded)
             return
         status, sentence = refusal
         body = json.dumps({"error": sentence}).encode()
@@ -74,8 +83,12 @@ class Guard:
         origins = [value.decode("latin-1") for value in given.get(b"origin", [])]
         if any(origin.partition("://")[2] != hosts[0] for origin in origins):
             return 403, f"the request comes from a page of {origins[0]}; only this server's own page may ask"
+        if b"cross-site" in given.get(b"sec-fetch-site", []):
+            return 403, "the request comes from a page of another site; only this server's own page may ask"
         if scope["method"] in ("GET", "HEAD"):
             return None
+        if b"transfer-encoding" in given:
+            return 411, "the request has a Transfer-Encoding; send it with a Content-Length instead"
         lengths = given.get(b"content-length", [])
         if len(lengths) != 1 or not lengths[0].isdigit():
             return 411, "the request does not say how long it is; send a Content-Length"

@@ -2,7 +2,7 @@
 
 import io
 import os
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from contrastive.data.images import as_image, scale
 from contrastive.errors import InvalidValue
 
+DECODERS = 2  # images that are decoded at one time: a small file can hold many pixels
 MOST_PIXELS = 50_000_000
 FORMATS = (
     "PNG",
@@ -45,6 +46,7 @@ class ImageEncoder:
         self._encoder = load_run_encoder(run, trust=trust).eval()
         self.fingerprint = describe_encoder(run).get("fingerprint")
         self.shape, self._decoding = _image_shape(run, trust)
+        self._decoders = BoundedSemaphore(DECODERS)
         self._encoding = Lock()  # a network in use by several threads at once would only make them all wait
 
     @torch.no_grad()
@@ -54,7 +56,8 @@ class ImageEncoder:
         Raises:
             ValueError: the file is no image of a supported format, or is too large.
         """
-        image = scale(as_image(decode(content), self.shape[0], **self._decoding), self.shape[1:])
+        with self._decoders:
+            image = scale(as_image(decode(content), self.shape[0], **self._decoding), self.shape[1:])
         with self._encoding:
             features: NDArray[Any] = self._encoder(image[None])[0].float().numpy()
         return features
