@@ -251,9 +251,12 @@ class TrainerCLI(LightningCLI):
 
     def _leave_no_empty_folder(self) -> None:
         """Remove the folder of a run that was refused before it began."""
-        if self.folder is not None:
-            with suppress(OSError):  # it holds something
-                self.folder.rmdir()
+        if self.folder is None or (self.folder / "run.json").exists():
+            return
+        for events in self.folder.glob("events.out.tfevents.*"):  # TensorBoard's, in which nothing stands yet
+            events.unlink(missing_ok=True)
+        with suppress(OSError):  # it holds something
+            self.folder.rmdir()
 
     @staticmethod
     def _refuse_to_do_nothing(checkpoint: str | None, trainer: dict[str, Any]) -> None:

@@ -67,6 +67,10 @@ def global_mean(values: Tensor, valid: Tensor | None = None) -> Tensor:
         A scalar; a differentiable zero when no process has a valid anchor.
     """
     _require_tensor("global_mean", "values", values)
+    if values.is_floating_point() and values.dtype.itemsize < 2:
+        raise InvalidType(
+            f"global_mean: values have dtype {values.dtype}, which cannot be summed; give float16 or wider."
+        )
     if valid is None:
         return average(values.sum(), len(values))
     _require_tensor("global_mean", "valid", valid)

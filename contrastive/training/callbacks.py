@@ -188,7 +188,7 @@ class SaveOnStop(Callback):
         started = trainer.optimizers and not trainer.fast_dev_run  # type: ignore[attr-defined]
         if started and together:
             path = run_folder(trainer) / "checkpoints" / name
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)
             rank_zero_info(f"Saved {path} at step {trainer.global_step}; resume with ckpt_path={path}")
 
     def on_save_checkpoint(

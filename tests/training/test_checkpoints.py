@@ -56,7 +56,7 @@ def test_the_last_epoch_s_checkpoint_is_always_there(parts, trainer, tmp_path, r
 def test_minutes_save_within_an_epoch_and_only_after_a_step(parts, trainer, tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(
-        pl.Trainer, "save_checkpoint", lambda trainer, path: saved.append(trainer.global_step)
+        pl.Trainer, "save_checkpoint", lambda trainer, path, **_: saved.append(trainer.global_step)
     )
     clock = iter(range(0, 10_000, 50))  # seconds; each look at the clock takes 50
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
