@@ -4,14 +4,11 @@ Text is split by hand or by Arrow's CSV reader; ids are numbered by Arrow's hash
 interactions in Python except where a text line is cut into words.
 """
 
-import csv
 import gzip
-import io
 import os
 import secrets
-import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,11 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from contrastive.errors import FileMissing, InvalidType, InvalidValue
+from contrastive.errors import InvalidValue
+from recsys.columns import AUTO, Role, described_role, item_role, time_role, user_role
+from recsys.content import read_lines
+from recsys.tables import Table, arrow_column, file_table, frame_table, plain_name, table_kind, typed
+from recsys.times import Where, read_times
 
 Array: TypeAlias = NDArray[Any]
 ItemSource: TypeAlias = str | Path | Mapping[Any, Any] | Any  # or a table: pandas, polars, Arrow
-Where: TypeAlias = Callable[[int], str]  # row from 0 -> "line 7 of x.csv"
 
 FORMATS = {
     "seq": (".seq.tsv",),
@@ -35,8 +35,6 @@ FORMATS = {
     "csv": (".csv", ".tsv"),
     "parquet": (".parquet",),
 }
-# What a table's column may be called when the caller does not say.
-_USER, _ITEM, _TIME = ("user_id", "user"), ("item_id", "item"), ("timestamp", "time")
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,7 @@ class Log:
         items: ``(N,)`` int64, places in ``item_ids``.
         item_ids: int64 or objects of type str, ascending.
         times: ``(N,)`` int64 or float64, or None.
+        columns: what the columns are called that users, items and times were read from, where columns have names.
     """
 
     users: Array
@@ -56,6 +55,7 @@ class Log:
     items: Array
     item_ids: Array
     times: Array | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_log(path: Path, format: str, user: str | None, item: str | None, time: str | None) -> Log:
@@ -63,89 +63,154 @@ def read_log(path: Path, format: str, user: str | None, item: str | None, time: 
     call = f"SequenceData.read({str(path)!r})"
     found = _format(path, format, call)
     if found in ("seq", "words", "pairs"):
-        if user or item or time:
+        if user or item or time not in (None, AUTO):
             raise InvalidValue(f"{call}: user=, item= and time= name columns, and format {found!r} has none.")
         lines = read_lines(path, call)
-        if format == "auto" and found == "words" and all(len(line.split()) in (0, 2) for line in lines):
-            found = "pairs"
+        if format == "auto" and found == "words":
+            _refuse_commas(lines, path, call)
+            if all(len(line.split()) in (0, 2) for line in lines):
+                found = "pairs"
         users, items, numbers = {"seq": _seq, "words": _words, "pairs": _pairs}[found](lines, path, call)
-        where = _at_line(path, numbers)
         columns = {"user": pa.array(users, pa.large_string()), "item": pa.array(items, pa.large_string())}
-    else:
-        names = {"user": (user, _USER), "item": (item, _ITEM), "time": (time, _TIME)}
-        columns, where = _file_columns(path, found, names, ("user", "item"), call)
-    return _log(columns, where, call, read_numbers=found != "parquet")
+        return _log(Table(columns, {}, _at_line(path, numbers)), call, read_numbers=True)
+    table = file_table(path, found, _roles(user, item, time), call)
+    return _log(table, call, read_numbers=found != "parquet")
 
 
-def frame_log(frame: Any, user: str, item: str, time: str | None) -> Log:
+def frame_log(frame: Any, user: str | None, item: str | None, time: str | None) -> Log:
     """Interactions of a table in memory; see :meth:`recsys.SequenceData.from_dataframe`."""
     call = "SequenceData.from_dataframe"
-    names = {"user": (user, ()), "item": (item, ())} | ({"time": (time, ())} if time else {})
-    columns = _frame_columns(frame, names, ("user", "item"), call)
-    sizes = {name: len(column) for name, column in columns.items()}
-    if len(set(sizes.values())) > 1:
-        raise InvalidValue(f"{call}: the columns have different lengths: {sizes}.")
-    return _log(columns, lambda row: f"row {row} (the first is 0)", call, read_numbers=False)
+    return _log(frame_table(frame, _roles(user, item, time), call), call, read_numbers=False)
 
 
-def item_texts(source: ItemSource, integers: bool) -> dict[Any, str]:
-    """Texts of items by id; see :meth:`recsys.SequenceData.join`.
+def _roles(user: str | None, item: str | None, time: str | None) -> dict[str, Role]:
+    roles = {"user": user_role(user), "item": item_role(item)}
+    return roles if time is None else roles | {"time": time_role(time)}
+
+
+def _refuse_commas(lines: list[str], path: Path, call: str) -> None:
+    """Refuse ``1 10,11,12``, which would be one item called ``10,11,12``."""
+    for number, line in enumerate(lines, 1):
+        if "," in line:
+            raise InvalidValue(
+                f"{call}: line {number} of {path} is {line[:80]!r}; in a .txt file blanks stand between ids. Put "
+                "them in the place of the commas; call a table with a heading .csv; or give format='words' or "
+                "format='pairs' if the commas belong to the ids."
+            )
+
+
+@dataclass(frozen=True)
+class ItemFacts:
+    """What is known of items.
+
+    Attributes:
+        ids: of the items, one for each row of ``columns``.
+        texts: by id, of the items that have one; None if the source has no texts.
+        columns: further columns, a value for each of ``ids``; None if there are none.
+    """
+
+    ids: list[Any]
+    texts: dict[Any, str] | None
+    columns: Any = None
+
+
+def item_facts(source: ItemSource, integers: bool, like: str | None = None) -> ItemFacts:
+    """Texts and further columns of items; see :meth:`recsys.SequenceData.join`.
 
     Args:
         source: mapping, file or table.
         integers: whether the data's item ids are integers, so that whole numbers in a text file are.
+        like: what the column of the items is called in the interactions.
     """
     call = "SequenceData.join(items=...)"
-    if isinstance(source, Mapping):
+    if isinstance(source, Mapping) and not _has_columns(source):
         for key, text in source.items():
             if text is not None and not isinstance(text, str):
                 raise InvalidValue(f"{call}: item {key!r} has {text!r} for a text; give strings.")
-        return {key: text for key, text in source.items() if text}
-    if isinstance(source, str | Path) and _plain_name(Path(source)).endswith(".items.tsv"):
-        path = Path(source)
-        rows = []
-        for number, line in enumerate(read_lines(path, call), 1):
-            cells = line.split("\t")
-            if line and len(cells) != 4:
-                raise InvalidValue(
-                    f"{call}: line {number} of {path} has {len(cells)} columns: {line[:80]!r}; it must be item, title, "
-                    "year and genres with tabs between them (empty where unknown)."
-                )
-            if line:
-                rows.append((number, *cells))
-        numbers, ids, titles, years, genres = zip(*rows, strict=True) if rows else [()] * 5
-        texts = [item_text(*cells) for cells in zip(titles, years, genres, strict=True)]
-        where = _at_line(path, numbers)
+        texts = {key: text for key, text in source.items() if text}
+        return ItemFacts(list(texts), texts)
+    if isinstance(source, str | Path) and plain_name(Path(source)).endswith(".items.tsv"):
+        table = _titles(Path(source), call)
     else:
         names = {
-            "item": (None, _ITEM),
-            "text": (None, ("text",)),
-            "title": (None, ("title", "movie_title", "name")),
-            "year": (None, ("year", "release_year")),
-            "genres": (None, ("genres", "genre", "class", "categories")),
+            "item": described_role(like),
+            "text": Role(None, (("text",),)),
+            "title": Role(None, (("title",), ("movie_title",), ("name",))),
+            "year": Role(None, (("year",), ("release_year",))),
+            "genres": Role(None, (("genres",), ("genre",), ("class",), ("categories",))),
         }
-        columns, where = _table_columns(source, names, ("item",), call)
-        if "text" not in columns and "title" not in columns:
-            raise InvalidValue(
-                f"{call}: the table has neither a column 'text' nor a column 'title'; add one."
-            )
-        cells_of = {name: [_cell(value) for value in column.to_pylist()] for name, column in columns.items()}
-        ids = columns["item"].to_pylist()
-        blank = [""] * len(ids)
-        texts = cells_of.get("text") or [
-            item_text(*cells)
-            for cells in zip(
-                cells_of["title"], cells_of.get("year", blank), cells_of.get("genres", blank), strict=True
-            )
-        ]
-    found: dict[Any, str] = {}
-    for row, (key, text) in enumerate(zip(_read_ids(ids, integers), texts, strict=True)):
+        table = _table(source, names, call, rest=True)
+    ids = _read_ids(table.columns["item"].to_pylist(), integers)
+    seen = set()
+    for row, key in enumerate(ids):
         if key is None or key == "":
-            raise InvalidValue(f"{call}: {where(row)} has no item id.")
-        if key in found:
-            raise InvalidValue(f"{call}: {where(row)} tells of item {key!r} again; give one row for each.")
-        found[key] = text
-    return {key: text for key, text in found.items() if text}
+            raise InvalidValue(f"{call}: {table.where(row)} has no item id.")
+        if key in seen:
+            raise InvalidValue(
+                f"{call}: {table.where(row)} tells of item {key!r} again; give one row for each."
+            )
+        seen.add(key)
+    further = _further(table)
+    named = {role for role in ("text", "title") if role in table.columns}
+    if not named and not further:
+        raise InvalidValue(
+            f"{call}: the table has neither a column 'text' nor a column 'title', nor any other beside the items' ids; "
+            "add one."
+        )
+    columns = pa.table(further) if further else None
+    if not named:
+        return ItemFacts(ids, None, columns)
+    cells_of = {
+        role: [_cell(value) for value in column.to_pylist()]
+        for role, column in table.columns.items()
+        if role != "item"
+    }
+    blank = [""] * len(ids)
+    titles = (cells_of.get("title", blank), cells_of.get("year", blank), cells_of.get("genres", blank))
+    told = cells_of.get("text") or [item_text(*cells) for cells in zip(*titles, strict=True)]
+    return ItemFacts(ids, {key: text for key, text in zip(ids, told, strict=True) if text}, columns)
+
+
+def _has_columns(source: Mapping[Any, Any]) -> bool:
+    """Whether a mapping is a table, names with columns, and not ids with texts."""
+    return bool(source) and all(
+        isinstance(values, list | tuple | np.ndarray | pa.Array | pa.ChunkedArray)
+        for values in source.values()
+    )
+
+
+def _titles(path: Path, call: str) -> Table:
+    """``.items.tsv``: item, title, year and genres, without a heading."""
+    rows = []
+    for number, line in enumerate(read_lines(path, call), 1):
+        cells = line.split("\t")
+        if line and len(cells) != 4:
+            raise InvalidValue(
+                f"{call}: line {number} of {path} has {len(cells)} columns: {line[:80]!r}; it must be item, title, "
+                "year and genres with tabs between them (empty where unknown)."
+            )
+        if line:
+            rows.append((number, *cells))
+    numbers, *cells_of = zip(*rows, strict=True) if rows else [()] * 5
+    columns = {
+        role: pa.array(cells, pa.large_string())
+        for role, cells in zip(("item", "title", "year", "genres"), cells_of, strict=True)
+    }
+    kinds = {"title": "token", "year": None, "genres": "token_seq"}
+    rest = {role: typed(columns[role], kind) for role, kind in kinds.items()}
+    return Table(columns, {role: role for role in columns}, _at_line(path, numbers), rest)
+
+
+def _further(table: Table) -> dict[str, Any]:
+    """The columns to keep."""
+    found = {}
+    for name, column in table.rest.items():
+        if isinstance(column, pa.ChunkedArray):
+            column = column.combine_chunks()
+        if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+            continue  # pictures and alike: nothing to filter by
+        found[name] = column.cast(pa.string()) if pa.types.is_null(column.type) else column
+    return found
 
 
 def item_text(title: str, year: str = "", genres: str = "") -> str:
@@ -155,12 +220,15 @@ def item_text(title: str, year: str = "", genres: str = "") -> str:
     return ". ".join(part for part in (head, f"Genres: {genres}" if genres else "") if part)
 
 
-def attribute_pairs(source: ItemSource, integers: bool) -> tuple[list[Any], Array, Array]:
+def attribute_pairs(
+    source: ItemSource, integers: bool, like: str | None = None
+) -> tuple[list[Any], Array, Array]:
     """Pairs of an item and an attribute; see :meth:`recsys.SequenceData.join`.
 
     Args:
         source: mapping, file or table.
         integers: whether the data's item ids are integers, so that whole numbers in a text file are.
+        like: what the column of the items is called in the interactions.
 
     Returns:
         The item id of each pair, the attribute's place in the list of attributes, and that list, ascending.
@@ -170,10 +238,10 @@ def attribute_pairs(source: ItemSource, integers: bool) -> tuple[list[Any], Arra
     in_text = True
     if isinstance(source, Mapping):
         ids = [key for key, values in source.items() for _ in values]
-        column = _arrow(list(chain.from_iterable(source.values())), "attributes", call)
+        column = arrow_column(list(chain.from_iterable(source.values())), "attributes", call)
         in_text = False
         where = _at_item(ids)
-    elif isinstance(source, str | Path) and _plain_name(Path(source)).endswith(".attr.tsv"):
+    elif isinstance(source, str | Path) and plain_name(Path(source)).endswith(".attr.tsv"):
         path = Path(source)
         ids, words, numbers = [], [], []
         seen: dict[str, int] = {}
@@ -195,50 +263,14 @@ def attribute_pairs(source: ItemSource, integers: bool) -> tuple[list[Any], Arra
         column = pa.array(words, pa.large_string())
         where = _at_line(path, numbers)
     else:
-        columns, where = _table_columns(
-            source,
-            {"item": (None, _ITEM), "attribute": (None, ("attribute",))},
-            ("item", "attribute"),
-            call,
-        )
-        ids, column = columns["item"].to_pylist(), columns["attribute"]
+        roles = {
+            "item": described_role(like),
+            "attribute": Role(None, (("attribute",),), required=True, option=False),
+        }
+        table = _table(source, roles, call)
+        ids, column, where = table.columns["item"].to_pylist(), table.columns["attribute"], table.where
     codes, names = _number(column, "attribute", where, call, read_numbers=in_text)
     return _read_ids(ids, integers), codes, names
-
-
-def read_lines(path: Path, call: str) -> list[str]:
-    """Lines of a text file, plain or gzipped, without their ends.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged or no UTF-8 text; names the line.
-    """
-    content = _content(path, call)
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InvalidValue(f"{call}: line {line} of {path} is no UTF-8 text; convert the file.") from error
-    return [line.removesuffix("\r") for line in text.split("\n")]
-
-
-def _content(path: Path, call: str) -> bytes:
-    if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "does not exist"
-        raise FileMissing(f"{call}: {path.resolve()} {kind}; give a file.")
-    content = path.read_bytes()
-    if content[:2] == b"\x1f\x8b":
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, OSError, zlib.error) as error:
-            raise InvalidValue(
-                f"{call}: {path} is a damaged gzip file ({error}); copy or make it again."
-            ) from error
-    return content.removeprefix(b"\xef\xbb\xbf")
-
-
-def _plain_name(path: Path) -> str:
-    return path.name.removesuffix(".gz")
 
 
 def _format(path: Path, format: str, call: str) -> str:
@@ -246,12 +278,13 @@ def _format(path: Path, format: str, call: str) -> str:
         if format not in FORMATS:
             raise InvalidValue(f"{call}: format {format!r} is none of auto, {', '.join(FORMATS)}.")
         return format
-    name = _plain_name(path)
-    for known, ends in FORMATS.items():
-        if name.endswith(ends):
-            return known
+    name = plain_name(path)
+    if name.endswith(FORMATS["seq"]):
+        return "seq"
     if name.endswith(".txt"):
         return "words"
+    if (kind := table_kind(path, call)) is not None:
+        return kind
     endings = ", ".join(chain(*FORMATS.values(), [".txt"]))
     raise InvalidValue(
         f"{call}: the name does not tell the format; known are {endings}, each also with .gz. Give format=, one of "
@@ -324,173 +357,28 @@ def _pairs(lines: list[str], path: Path, call: str) -> tuple[list[str], list[str
     return [user for user, _ in rows], [item for _, item in rows], numbers
 
 
-def _table_columns(
-    source: Any,
-    names: Mapping[str, tuple[str | None, tuple[str, ...]]],
-    required: Iterable[str],
-    call: str,
-) -> tuple[dict[str, Any], Where]:
+def _table(source: Any, roles: Mapping[str, Role], call: str, rest: bool = False) -> Table:
     """Columns of a file or of a table in memory."""
     if not isinstance(source, str | Path):
-        return _frame_columns(source, names, required, call), lambda row: f"row {row} (the first is 0)"
+        return frame_table(source, roles, call, rest)
     path = Path(source)
-    name = _plain_name(path)
-    if not name.endswith((".item", ".csv", ".tsv", ".parquet")):
+    kind = table_kind(path, call)
+    if kind is None:
         raise InvalidValue(
             f"{call}: {path} is no file of a known kind; give a table (.csv, .tsv, .item, .parquet), or a file in "
             "the form that is described under SequenceData.join."
         )
-    kind = "parquet" if name.endswith(".parquet") else "inter" if name.endswith(".item") else "csv"
-    return _file_columns(path, kind, names, required, call)
+    return file_table(path, kind, roles, call, rest)
 
 
-def _frame_columns(
-    frame: Any,
-    names: Mapping[str, tuple[str | None, tuple[str, ...]]],
-    required: Iterable[str],
-    call: str,
-) -> dict[str, Any]:
-    has = getattr(frame, "column_names", None)
-    if has is None:
-        has = list(frame) if isinstance(frame, Mapping) else getattr(frame, "columns", None)
-    if has is None:
-        raise InvalidType(
-            f"{call}: {type(frame).__name__} is no table; give a data frame of pandas or polars, or an Arrow table."
-        )
-    chosen = _choose(list(has), names, required, "the table", call)
-    return {role: _arrow(frame[name], name, call) for role, name in chosen.items()}
-
-
-def _arrow(values: Any, name: str, call: str) -> Any:
-    if isinstance(values, pa.Array | pa.ChunkedArray):
-        return values
-    if hasattr(values, "to_arrow"):
-        return values.to_arrow()
-    try:
-        return pa.array(values, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
-        raise InvalidValue(f"{call}: {name} mixes types or has one of no use here ({error}).") from error
-
-
-def _file_columns(
-    path: Path,
-    format: str,
-    names: Mapping[str, tuple[str | None, tuple[str, ...]]],
-    required: Iterable[str],
-    call: str,
-) -> tuple[dict[str, Any], Where]:
-    if format == "parquet":
-        return _parquet_columns(path, names, required, call)
-    import pyarrow.csv as arrow_csv
-
-    content = _content(path, call)
-    heading = next((line for line in content.split(b"\n") if line.strip()), b"").decode("utf-8", "replace")
-    tabs = format == "inter" or _plain_name(path).endswith(".tsv") or "\t" in heading
-    quote: Any = False if format == "inter" else '"'
-    given = (
-        heading.rstrip("\r").split("\t")
-        if format == "inter"
-        else next(csv.reader(io.StringIO(heading), delimiter="\t" if tabs else ","), [])
-    )
-    # RecBole puts a type behind each name; the caller says user_id for user_id:token.
-    bare = [name.split(":")[0] for name in given] if format == "inter" else given
-    chosen = _choose(bare, names, required, str(path), call)
-    full = {role: given[bare.index(name)] for role, name in chosen.items()}
-
-    def where(row: int) -> str:
-        text = io.StringIO(content.decode("utf-8", "replace"), newline="")
-        if format == "inter":
-            reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
-        else:
-            reader = csv.reader(text, delimiter="\t" if tabs else ",")
-        begin, at = 1, -1  # the heading is row -1
-        for cells in reader:
-            if cells and at == row:
-                break
-            at += bool(cells)
-            begin = reader.line_num + 1
-        return f"line {begin} of {path}"
-
-    bad_rows: list[Any] = []
-
-    def refuse(row: Any) -> str:
-        bad_rows.append(row)
-        return "error"
-
-    try:
-        table = arrow_csv.read_csv(
-            pa.BufferReader(content),
-            arrow_csv.ReadOptions(use_threads=False),
-            arrow_csv.ParseOptions(
-                delimiter="\t" if tabs else ",",
-                quote_char=quote,
-                newlines_in_values=format != "inter",
-                invalid_row_handler=refuse,
-            ),
-            arrow_csv.ConvertOptions(
-                include_columns=list(full.values()),
-                column_types={name: pa.large_string() for role, name in full.items() if role != "time"},
-                quoted_strings_can_be_null=False,
-            ),
-        )
-    except pa.ArrowInvalid as error:
-        if bad_rows:
-            row = bad_rows[0]
-            raise InvalidValue(
-                f"{call}: {where(row.number - 2)} has {row.actual_columns} columns, the heading "
-                f"{row.expected_columns}: {row.text[:80]!r}."
-            ) from error
-        raise InvalidValue(f"{call}: {path} cannot be read as a table with a heading: {error}") from error
-    return {role: table.column(name) for role, name in full.items()}, where
-
-
-def _parquet_columns(
-    path: Path,
-    names: Mapping[str, tuple[str | None, tuple[str, ...]]],
-    required: Iterable[str],
-    call: str,
-) -> tuple[dict[str, Any], Where]:
-    import pyarrow.parquet as pq
-
-    if not path.is_file():
-        raise FileMissing(f"{call}: {path.resolve()} does not exist or is a folder; give a file.")
-    try:
-        chosen = _choose(pq.read_schema(path).names, names, required, str(path), call)
-        table = pq.read_table(path, columns=list(chosen.values()))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InvalidValue(f"{call}: {path} cannot be read as Parquet: {error}") from error
-    return {role: table.column(name) for role, name in chosen.items()}, lambda row: f"row {row} of {path}"
-
-
-def _choose(
-    has: list[str],
-    names: Mapping[str, tuple[str | None, tuple[str, ...]]],
-    required: Iterable[str],
-    where: str,
-    call: str,
-) -> dict[str, str]:
-    """The column for each role: the one that was named, or the first of the usual names that is there."""
-    chosen = {}
-    for role, (given, usual) in names.items():
-        name = given or next((name for name in usual if name in has), None)
-        if name is not None and has.count(name) == 1:
-            chosen[role] = name
-        elif given is not None or role in required or name is not None:
-            wanted = repr(name) if name else " or ".join(map(repr, usual))
-            raise InvalidValue(
-                f"{call}: {where} has {has.count(name) if name else 'no'} columns {wanted} for the {role}; it has "
-                f"{', '.join(map(str, has)) or 'none'}. Name the column with {role}=, or rename it."
-            )
-    return chosen
-
-
-def _log(columns: Mapping[str, Any], where: Where, call: str, read_numbers: bool) -> Log:
+def _log(table: Table, call: str, read_numbers: bool) -> Log:
+    columns, where = table.columns, table.where
     users, user_ids = _number(columns["user"], "user id", where, call, read_numbers)
     items, item_ids = _number(columns["item"], "item id", where, call, read_numbers)
     if not len(users):
         raise InvalidValue(f"{call}: there are no interactions.")
-    times = _times(columns["time"], where, call) if "time" in columns else None
-    return Log(users, user_ids, items, item_ids, times)
+    times = read_times(columns["time"], where, call) if "time" in columns else None
+    return Log(users, user_ids, items, item_ids, times, dict(table.names))
 
 
 def _number(column: Any, what: str, where: Where, call: str, read_numbers: bool) -> tuple[Array, Array]:
@@ -559,42 +447,6 @@ def _read_ids(ids: Sequence[Any], integers: bool) -> list[Any]:
         int(i) if isinstance(i, str) and i.removeprefix("-").isdecimal() and str(int(i)) == i else i
         for i in ids
     ]
-
-
-def _times(column: Any, where: Where, call: str) -> Array:
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    if column.null_count:
-        row = int(pc.index(column.is_null(), True).as_py())
-        raise InvalidValue(
-            f"{call}: the time is missing in {where(row)} ({column.null_count} missing in all)."
-        )
-    kind = column.type
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        zone = kind.tz if pa.types.is_timestamp(kind) else None
-        micro = column.cast(pa.timestamp("us", tz=zone), safe=False).cast(pa.int64()).to_numpy()
-        return np.asarray(micro / 1e6)
-    if pa.types.is_integer(kind):
-        return np.asarray(column.cast(pa.int64()).to_numpy())
-    if not pa.types.is_floating(kind):
-        texts = [str(value) for value in column.to_pylist()]
-        row = next((at for at, text in enumerate(texts) if not _is_number(text)), 0)
-        raise InvalidValue(
-            f"{call}: the time {texts[row]!r} in {where(row)} is no number; give numbers or datetimes ({kind} given)."
-        )
-    times = np.asarray(column.cast(pa.float64()).to_numpy())
-    if not np.isfinite(times).all():
-        row = int((~np.isfinite(times)).argmax())
-        raise InvalidValue(f"{call}: the time in {where(row)} is {times[row]}; give a finite number.")
-    return times
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _cell(value: Any) -> str:

@@ -30,7 +30,7 @@ from contrastive.errors import FileMissing, InvalidType, InvalidValue, UnknownKe
 from contrastive.reading import read_mapping
 from contrastive.retrieval import Index
 from contrastive.retrieval.folder import Check, checksum, read_folder, text_or_none, whole, write_folder
-from contrastive.retrieval.metadata import Metadata
+from contrastive.retrieval.metadata import RESERVED, Metadata
 from contrastive.retrieval.tables import read_table, write_table
 from contrastive.retrieval.threads import ReadersWriter, changes, reads
 from recsys.data import SequenceData, Sequences
@@ -134,7 +134,9 @@ class Recommender:
             max_length: last items of a history that are read, as many as in training; the encoder's by default.
             factory: ``"Flat"`` is exact; ``"auto"`` or a factory string of FAISS, see
                 :class:`contrastive.retrieval.Index`.
-            columns: further columns to filter by, a value for each of ``data.item_ids[1:]``.
+            columns: further columns to filter by, a value for each of ``data.item_ids[1:]``; those of
+                ``data.item_columns`` are there in any case, but for ones named here. Of the latter, one called as a
+                column of the recommender itself is put as ``items_<name>``.
             histories: keep the users' histories too, for :meth:`history`.
             seed: of the sample that an approximate index is trained on.
 
@@ -166,7 +168,7 @@ class Recommender:
             [None] * count if data.texts is None else data.texts[1:],
             np.bincount(data.sequences.items, minlength=count + 1)[1:],
             has,
-            columns,
+            {**_known_columns(data), **(columns or {})},
             "Recommender.from_model",
         )
         with torch.no_grad():
@@ -461,7 +463,7 @@ class Recommender:
             attributes: for each new id its attributes, as in the training data (compared as text); it resembles the
                 ``neighbours`` known items whose attributes are closest by :func:`~recsys.semantic.attribute_vectors`.
             titles: a text or None for each.
-            columns: a value for each, of each further column that the recommender has.
+            columns: a value for each, of further columns that the recommender has; the others stay empty.
             neighbours: see ``attributes``.
 
         Raises:
@@ -521,6 +523,7 @@ class Recommender:
             )
         codes = np.arange(len(self._ids), len(self._ids) + len(new))
         counts = np.zeros(len(new), np.int64)
+        columns = self._with_empty(columns, len(new))
         table = _item_table(new, codes, titles or [None] * len(new), counts, has, columns, "add_items")
         known = self.encoder.item_embedding.weight.detach()
         grown = nn.Parameter(torch.cat([known, rows.to(known.dtype)]))
@@ -532,6 +535,14 @@ class Recommender:
         self._codes.update(zip(new, codes.tolist(), strict=True))
         self._counts = np.concatenate([self._counts, counts])
         self._exact = None
+
+    def _with_empty(self, columns: Mapping[str, Sequence[Any]] | None, count: int) -> dict[str, Any]:
+        """Columns of new items, empty where there are columns that none is given for."""
+        table = self.index.metadata
+        assert table is not None
+        further = {field.name: field.type for field in table.schema if field.name not in _OWN_COLUMNS}
+        empty = {name: pa.nulls(count, kind) for name, kind in further.items()}
+        return {**empty, **(columns or {})}
 
     def _resembling(self, item: Id, like: Mapping[Id, Sequence[Id]]) -> list[int]:
         others = list(like.get(item, ()))
@@ -727,6 +738,17 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
 
 
+def _known_columns(data: SequenceData) -> dict[str, Any]:
+    """What the items' source tells beyond texts, under names that are not the recommender's own."""
+    table = data.item_columns
+    if table is None:
+        return {}
+    taken = (*_OWN_COLUMNS, *RESERVED)
+    return {
+        f"items_{name}" if name in taken else name: table.column(name).slice(1) for name in table.column_names
+    }
+
+
 def _item_table(
     items: list[Id],
     codes: Array,
@@ -751,7 +773,11 @@ def _item_table(
         "count": pa.array(counts, pa.int64()),
         "attributes": pa.array(attributes, pa.list_(pa.string())),
     }
-    return pa.table({**own, **{name: pa.array(list(values)) for name, values in (columns or {}).items()}})
+    further = {
+        name: values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(list(values))
+        for name, values in (columns or {}).items()
+    }
+    return pa.table({**own, **further})
 
 
 def _without(scores: Array, codes: Array, seen: list[list[int]], k: int) -> list[tuple[Array, Array]]:

@@ -26,6 +26,9 @@ class RankingResult:
         cases: number of cases.
         metrics: values by name, ``HR@10`` for example.
         settings: whatever else the numbers depend on: seed, epoch, sha256 of the data, ...
+        tied: share of the cases whose target has the time of the item before, see
+            :meth:`recsys.Split.tied`; None where times are not known.
+        order: what the order of histories is, and what decides where times are equal.
     """
 
     model: str
@@ -36,12 +39,15 @@ class RankingResult:
     cases: int
     metrics: dict[str, float]
     settings: dict[str, Any] = field(default_factory=dict)
+    tied: float | None = None
+    order: str | None = None
 
     @property
     def row(self) -> dict[str, Any]:
         """Row of :func:`format_table`."""
         fixed = {name: getattr(self, name) for name in ("model", "data", "split", "history", "ties", "cases")}
-        return {**fixed, **self.metrics}
+        tied = "unknown" if self.tied is None else f"{self.tied:.1%}"
+        return {**fixed, "tied in time": tied, **self.metrics}
 
 
 def write_results(
@@ -74,9 +80,10 @@ def read_results(path: str | os.PathLike[str]) -> list[RankingResult]:
         ValueError: the file holds something else.
     """
     names = {f.name for f in fields(RankingResult)}
+    since = {"tied", "order"}  # files of earlier versions lack them
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))["results"]
-        if any(set(row) != names for row in rows):
+        if any(set(row) | since != names for row in rows):
             raise InvalidValue(f"a result needs {', '.join(sorted(names))}")
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidValue(

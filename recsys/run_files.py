@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive.errors import InvalidValue
-from recsys.data import Cases, SequenceData
+from recsys.data import Cases, Format, SequenceData
 from recsys.files import read_lines
 from recsys.floors import ItemKNN, MarkovChain, Popularity, SequentialRules
 from recsys.metrics import KS, MISSED, History, Ties, paired_bootstrap, rank_targets, ranking_metrics
+from recsys.order import Order
 from recsys.results import RankingResult, format_results, write_results
 
 Array: TypeAlias = NDArray[Any]
@@ -177,6 +178,12 @@ def evaluate_run_files(
     metric: str = "NDCG@10",
     output: str | None = None,
     markdown: bool = False,
+    format: Format = "auto",
+    user: str | None = None,
+    item: str | None = None,
+    time: str | None = "auto",
+    ties_in_time: Order = "file",
+    tie_seed: int = 0,
 ) -> str:
     """Judge the lists of a file, or of two, beside floors, under the leave-last-out split.
 
@@ -191,6 +198,9 @@ def evaluate_run_files(
         metric: what two files are compared by.
         output: JSON file for the results.
         markdown: print a markdown table.
+        format, user, item, time: how to read ``data``, see :meth:`recsys.SequenceData.read`.
+        ties_in_time: order of one user's interactions at one time, ``ties`` there.
+        tie_seed: of its ``"shuffle"``.
 
     Returns:
         A table with notes, as text.
@@ -199,7 +209,9 @@ def evaluate_run_files(
         FileNotFoundError: there is no such file.
         ValueError: a file cannot be read, or does not fit the data; names the line.
     """
-    interactions = SequenceData.read(data)
+    interactions = SequenceData.read(
+        data, format, user=user, item=item, time=time, ties=ties_in_time, tie_seed=tie_seed
+    )
     parts = interactions.split()
     cases = parts.test if split == "test" else parts.valid
     name = Path(data).name.split(".")[0]
@@ -207,7 +219,8 @@ def evaluate_run_files(
     def result(model: str, ranks: Array, **settings: Any) -> RankingResult:
         settings["data_fingerprint"] = interactions.fingerprint
         metrics = ranking_metrics(ranks, ks)
-        return RankingResult(model, name, split, history, ties, len(cases), metrics, settings)
+        about = (parts.tied_share(split), interactions.order)
+        return RankingResult(model, name, split, history, ties, len(cases), metrics, settings, *about)
 
     results, notes, ranked = [], [], []
     for path in (run, compare):
@@ -247,7 +260,7 @@ def evaluate_run_files(
         notes.append(f"{results[0].model} less {results[1].model}, {comparisons[0]}")
     if output is not None:
         write_results(output, results, comparisons)
-    return "\n".join([format_results(results, markdown), "", *notes])
+    return "\n".join([format_results(results, markdown), "", *notes, *parts.remarks()])
 
 
 def _find(run: RunFile, ids: Sequence[str], known: dict[str, int], what: str) -> Array:

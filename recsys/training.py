@@ -1,6 +1,7 @@
 """Training a recommender: data module, Lightning module, and what they log."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -19,11 +20,12 @@ from contrastive.checks import check_choice, check_flag, check_number, check_who
 from contrastive.errors import InvalidType, InvalidValue, NotFinite
 from contrastive.similarity.distributed import global_sum
 from recsys.batches import Batch, Held, HeldOutBatches, PrefixTable, TrainingBatches, training_prefixes
-from recsys.data import Cases, SequenceData, Sequences, Split
+from recsys.data import Cases, Format, SequenceData, Sequences, Split
 from recsys.encoders import SequenceEncoder
 from recsys.mclrec import MCLRec
 from recsys.metrics import HISTORIES, TIES, History, Ties, rank_by_vectors
 from recsys.objectives import FullSoftmax, Head, Samples
+from recsys.order import Order
 from recsys.running_metrics import RankingMetrics
 
 
@@ -32,10 +34,20 @@ class RecommenderData(LightningDataModule):
 
     Args:
         source: a file that :meth:`SequenceData.read` understands, or ``"synthetic"`` for generated histories.
-        items: file with the items' texts, joined by id.
+        items: file with the items' texts and columns, joined by id.
         attributes: file with the items' attributes, joined by id.
+        format: how to read ``source``, see :meth:`SequenceData.read`; so the next five.
+        user: column of the users; None looks for it.
+        item: column of the items; None looks for it.
+        time: column of the times; ``"auto"`` looks for it, None takes the order of the file.
+        ties: order of one user's interactions at one time: of the ``"file"``, by ``"item"``, ``"shuffle"``, or
+            ``"drop"``, which leaves such targets out of validation and test.
+        tie_seed: of ``"shuffle"``; it does not follow that of training.
         core: if above 0, keep users and items with so many interactions (k-core).
-        split: ``"leave-last-out"`` or ``"global-time"``.
+        split: ``"leave-last-out"`` or ``"global-time"``; see :meth:`SequenceData.split`, so the next three.
+        short: of leave-last-out, what users of few items hold out.
+        cuts: of global-time, the two times.
+        fractions: of global-time without ``cuts``.
         max_length: items that are read of a history; at most the encoder's ``max_length``.
         batch_targets: targets of a training step.
         samples: random prefixes of a step for contrastive heads; as many as ``batch_targets`` by default.
@@ -56,8 +68,17 @@ class RecommenderData(LightningDataModule):
         source: str = "synthetic",
         items: str | None = None,
         attributes: str | None = None,
+        format: Format = "auto",
+        user: str | None = None,
+        item: str | None = None,
+        time: str | None = "auto",
+        ties: Order = "file",
+        tie_seed: int = 0,
         core: int = 0,
         split: Literal["leave-last-out", "global-time"] = "leave-last-out",
+        short: Literal["fewer", "train"] = "fewer",
+        cuts: tuple[float, float] | None = None,
+        fractions: tuple[float, float] = (0.8, 0.9),
         max_length: int = 50,
         batch_targets: int = 256,
         samples: int | None = None,
@@ -65,7 +86,7 @@ class RecommenderData(LightningDataModule):
         stride: int = 1,
         eval_batch: int = 512,
         seed: int = 0,
-        synthetic: dict[str, int] | None = None,
+        synthetic: dict[str, int | float] | None = None,
     ) -> None:
         super().__init__()
         name, self.source, self.shared = "RecommenderData", source, shared
@@ -77,11 +98,17 @@ class RecommenderData(LightningDataModule):
         self.seed, core = check_whole(name, "seed", seed, 0), check_whole(name, "core", core, 0)
         check_flag(name, "shared", shared)
         if source == "synthetic":
-            data = SequenceData.generate(seed=self.seed, **(synthetic or {}))
+            data = SequenceData.generate(**{"seed": self.seed, **_sizes(synthetic or {})})
+            others = {"format": "auto", "user": None, "item": None, "time": "auto", "ties": "file"}
+            given = {"format": format, "user": user, "item": item, "time": time, "ties": ties}
+            if wrong := [option for option, default in others.items() if given[option] != default]:
+                raise InvalidValue(
+                    f"{name}: {wrong[0]}={given[wrong[0]]!r} is of a file, and source is 'synthetic'; give a file."
+                )
         else:
-            data = SequenceData.read(source, items=items, attributes=attributes)
+            data = SequenceData.read(source, format, items, attributes, user, item, time, ties, tie_seed)
         self.data = data.k_core(core, core) if core else data
-        self.split: Split = self.data.split(split)
+        self.split: Split = self.data.split(split, short=short, cuts=cuts, fractions=fractions)
         self.needs_samples = False  # set by a model whose heads ask for them
 
     @property
@@ -114,6 +141,17 @@ class RecommenderData(LightningDataModule):
         users = np.flatnonzero(self.data.sequences.lengths)
         cases = Cases(self.data.sequences.take(users), np.zeros_like(users), users)
         return HeldOutBatches(cases, max_length=self.max_length, batch_size=self.eval_batch)
+
+
+def _sizes(synthetic: dict[str, int | float]) -> dict[str, Any]:
+    """Arguments of :meth:`SequenceData.generate`, refused by name."""
+    known = set(inspect.signature(SequenceData.generate).parameters)
+    for option in synthetic:
+        if option not in known:
+            raise InvalidValue(
+                f"RecommenderData: synthetic has {option!r}; it takes {', '.join(sorted(known))}."
+            )
+    return dict(synthetic)
 
 
 class Predicted(NamedTuple):

@@ -81,7 +81,8 @@ class Metadata:
 
         Args:
             filter: column -> a value; a list of values, any of which will do; or ``slice(low, high)``, both included
-                and either None. Empty cells meet no condition.
+                and either None. Empty cells meet no condition. A cell that holds a list meets one if any of its
+                entries does.
             call: for errors.
 
         Raises:
@@ -97,6 +98,10 @@ class Metadata:
             column = self.table.column(name)
             if pa.types.is_dictionary(column.type):
                 column = column.cast(column.type.value_type)
+            rows: Any = None
+            if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+                rows = pc.list_parent_indices(column.combine_chunks()).to_numpy()
+                column = pa.chunked_array([pc.list_flatten(column.combine_chunks())])
             try:
                 if isinstance(wanted, slice):
                     if wanted.step is not None:
@@ -118,6 +123,8 @@ class Metadata:
                     f"{call}: column {name!r} of type {column.type} cannot be compared with {shown(wanted)} ({error})."
                 ) from error
             met = pc.fill_null(met, False).to_numpy()
+            if rows is not None:
+                met = np.bincount(rows[met], minlength=self.table.num_rows) > 0
             found = met if found is None else found & met
         return np.ones(0 if self.table is None else self.table.num_rows, bool) if found is None else found
 

@@ -9,6 +9,13 @@ whole catalogue with the history kept, ties counting against the model. Each fin
 beside it, each unfinished one has a checkpoint: the same command goes on where it was stopped. Whatever has finished in
 --work stands in the table and the paired comparisons that are written to --out, where the test ranks of every run are
 kept too: runs that stand there are not made again, and a run of yours can be compared with them user by user.
+
+    python scripts/reproduce/recommenders.py --data FOLDER --dataset ml-100k --method SASRec --seeds 0 \\
+        --times ml-100k.inter --shuffles 5
+
+reads the same interactions with their times from a table, and tells how results depend on the order of equal times
+(ties.py): floors and methods on so many shuffles, and whatever stands in --out on the users whose last item has a time
+of its own.
 """
 
 import argparse
@@ -141,9 +148,13 @@ def load(options: argparse.Namespace, seed: int) -> RecommenderData:
     files = {
         name: Path(f"{stem}.{kind}.tsv.gz") for name, kind in (("attributes", "attr"), ("items", "items"))
     }
-    present = {name: str(path) for name, path in files.items() if path.is_file()}
+    present: dict[str, Any] = {name: str(path) for name, path in files.items() if path.is_file()}
+    source = f"{stem}.seq.tsv.gz"
+    if (order := vars(options).get("order")) is not None:  # of equal times, in the table that has times
+        source = str(options.times)
+        present |= {"ties": order[0], "tie_seed": order[1]}
     return RecommenderData(
-        f"{stem}.seq.tsv.gz",
+        source,
         **present,
         max_length=50,
         stride=options.stride,
@@ -385,11 +396,18 @@ def main() -> None:
     parser.add_argument(
         "--smoke", action="store_true", help="only show that everything runs; keeps no results"
     )
+    parser.add_argument("--times", type=Path, help="table of the same interactions with their times")
+    parser.add_argument("--shuffles", type=int, default=5, help="of equal times, with --times")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore")
     if options.recency:
         agreement(options)
+        return
+    if options.times is not None:
+        from ties import study
+
+        study(options)
         return
     if not options.smoke:
         carry_out(options)
@@ -491,6 +509,8 @@ def report(options: argparse.Namespace, rows: list[list[dict[str, Any]]]) -> Non
         "rows": rows,
         "comparisons": compared(ranks),
     }
+    if "ties" in (earlier := results_of(options)[0]):
+        document["ties"] = earlier["ties"]
     path = options.out / f"recommenders-{options.dataset}.json"
     part = path.with_suffix(f".{os.getpid()}.part.npz")
     part.parent.mkdir(parents=True, exist_ok=True)

@@ -201,7 +201,7 @@ def test_txt_is_pairs_only_if_every_line_has_two_words(tmp_path):
         ),
         (
             "a.inter",
-            "user_id:token\tproduct:token\n",
+            "user_id:token\tthing:token\n",
             "no columns 'item_id' or 'item' for the item; it has user_id, ",
         ),
         ("a.csv", "user,item\n1,2\n\n3,\n", r"the item id is empty in line 4 of .*a.csv"),
@@ -236,7 +236,7 @@ def test_refuses_files_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match=r"line 2 of .*a.txt is no UTF-8 text"):
         SequenceData.read(tmp_path / "a.txt")
     (tmp_path / "a.csv").write_bytes(b"user,item\n1,\xff\n")
-    with pytest.raises(ValueError, match=r"a.csv cannot be read as a table"):
+    with pytest.raises(ValueError, match=r"line 2 of .*a.csv is no UTF-8 text"):
         SequenceData.read(tmp_path / "a.csv")
     (tmp_path / "a.parquet").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"a.parquet cannot be read as Parquet"):
@@ -283,7 +283,8 @@ def test_takes_data_frames():
     )
     data = SequenceData.from_dataframe(frame, time="time")
     assert lists(data.sequences) == [[2], [1, 3]]
-    assert lists(SequenceData.from_dataframe(frame).sequences) == [[2], [3, 1]]
+    assert lists(SequenceData.from_dataframe(frame).sequences) == [[2], [1, 3]]
+    assert lists(SequenceData.from_dataframe(frame, time=None).sequences) == [[2], [3, 1]]
     categories = SequenceData.from_dataframe(frame.astype({"user": "category"}))
     assert categories.user_ids.tolist() == ["x", "y"]
     frame.loc[1, "user"] = None
@@ -299,7 +300,7 @@ def test_takes_data_frames():
         ({"user": [1, "a"], "item": [1, 2]}, "user mixes types"),
         ({"user": [1, 2], "item": ["a", ""]}, "the item id is empty in row 1"),
         ({"user": [1, 2], "item": [1]}, "different lengths: {'user': 2, 'item': 1}"),
-        ({"user": [1, 2]}, "the table has 0 columns 'item' for the item; it has user"),
+        ({"user": [1, 2]}, "the table has no columns 'item_id' or 'item' for the item; it has user"),
         ({"user": [], "item": []}, "there are no interactions"),
     ],
 )
@@ -394,7 +395,7 @@ def test_joins_attributes_by_id(tmp_path):
         ("a.items.tsv", "10\tA\t\t\n\n10\tB\t\t\n", r"line 3 of .*a.items.tsv tells of item 10 again"),
         ("a.items.tsv", "10\tA\t\t\n\tB\t\t\n", r"line 2 of .*a.items.tsv has no item id"),
         ("a.items.tsv", "11\tA\t\t\n", r"tell of none of the 3 items; its first id is 11, the data's 10"),
-        ("a.csv", "item,year\n10,2000\n", "neither a column 'text' nor a column 'title'"),
+        ("a.csv", "item\n10\n", "neither a column 'text' nor a column 'title'"),
         ("a.txt", "10 A\n", "is no file of a known kind"),
     ],
 )

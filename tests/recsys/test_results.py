@@ -51,12 +51,12 @@ def test_another_file_is_refused(tmp_path, text):
 def test_tables():
     results = [a_result(), a_result(model="S")]
     assert format_results(results) == (
-        "model   data  split  history  ties         cases   HR@10  NDCG@10\n"
-        "SASRec  toy   test   mask     optimistic  22,363  0.5000   0.2500\n"
-        "S       toy   test   mask     optimistic  22,363  0.5000   0.2500"
+        "model   data  split  history  ties         cases  tied in time   HR@10  NDCG@10\n"
+        "SASRec  toy   test   mask     optimistic  22,363  unknown       0.5000   0.2500\n"
+        "S       toy   test   mask     optimistic  22,363  unknown       0.5000   0.2500"
     )
     assert format_results(results[:1], markdown=True).splitlines()[1:] == [
-        "| ------ | ---- | ----- | ------- | ---------- | -----: | -----: | ------: |",
-        "| SASRec | toy  | test  | mask    | optimistic | 22,363 | 0.5000 |  0.2500 |",
+        "| ------ | ---- | ----- | ------- | ---------- | -----: | ------------ | -----: | ------: |",
+        "| SASRec | toy  | test  | mask    | optimistic | 22,363 | unknown      | 0.5000 |  0.2500 |",
     ]
     assert format_table([]) == ""
