@@ -67,6 +67,8 @@ def global_mean(values: Tensor, valid: Tensor | None = None) -> Tensor:
         A scalar; a differentiable zero when no process has a valid anchor.
     """
     _require_tensor("global_mean", "values", values)
+    if not values.ndim:
+        raise InvalidValue("global_mean: values is a single number; give one for each anchor, of shape (B,).")
     if values.is_floating_point() and values.dtype.itemsize < 2:
         raise InvalidType(
             f"global_mean: values have dtype {values.dtype}, which cannot be summed; give float16 or wider."
@@ -84,7 +86,7 @@ def global_mean(values: Tensor, valid: Tensor | None = None) -> Tensor:
 def average(total: Tensor, count: int | Tensor) -> Tensor:
     """:func:`global_mean` of anchors whose losses sum to ``total`` and of which there are ``count`` here."""
     _require_tensor("average", "total", total)
-    if total.is_complex():
+    if not usable(total):
         raise InvalidValue(f"average: total is {total.dtype}; give a real number.")
     if not isinstance(count, int | float | Tensor) or (isinstance(count, Tensor) and not usable(count)):
         raise InvalidType(f"average: count is {shown(count)}; give a number.")
