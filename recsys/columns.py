@@ -154,7 +154,7 @@ def choose(
         if wish.given in (None, AUTO):
             names = _usual(has, wish.usual)
         else:
-            names = [str(wish.given)] * has.count(wish.given)  # type: ignore[arg-type]
+            names = [str(wish.given)] * has.count(wish.given)
             if len(names) != 1:
                 raise InvalidValue(
                     f"{call}: {where} has {len(names)} columns {wish.given!r} for the {role}; it has {listed}. "

@@ -239,7 +239,8 @@ class Split:
         cases: Cases = getattr(self, name)
         if self.data.tied is None:
             return None
-        return self.data.tied[self.data.sequences.offsets[cases.users] + cases.histories.lengths]
+        tied: Array = self.data.tied[self.data.sequences.offsets[cases.users] + cases.histories.lengths]
+        return tied
 
     def tied_share(self, name: str = "test") -> float | None:
         """Share of the cases that :meth:`tied` tells; None where times are not known."""
@@ -360,7 +361,7 @@ class SequenceData:
     ties: Order = "file"
 
     def __post_init__(self) -> None:
-        check_choice("SequenceData", "ties", self.ties, ORDERS)
+        check_choice("SequenceData", "ties", self.ties, tuple(ORDERS))
         items, size = self.sequences.items, len(self.item_ids)
         if len(items) and (items.min() < 1 or items.max() >= size):
             bad = int(((items < 1) | (items >= size)).argmax())
@@ -548,7 +549,7 @@ class SequenceData:
         ties: Order,
         tie_seed: int,
     ) -> "SequenceData":
-        check_choice("SequenceData", "ties", ties, ORDERS)
+        check_choice("SequenceData", "ties", ties, tuple(ORDERS))
         if ties != "file" and log.times is None:
             raise InvalidValue(
                 f"SequenceData: ties={ties!r} orders equal times, and these data have none; name their column with "

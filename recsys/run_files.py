@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive.errors import InvalidValue
+from recsys.content import read_lines
 from recsys.data import Cases, Format, SequenceData
-from recsys.files import read_lines
 from recsys.floors import ItemKNN, MarkovChain, Popularity, SequentialRules
 from recsys.metrics import KS, MISSED, History, Ties, paired_bootstrap, rank_targets, ranking_metrics
 from recsys.order import Order

@@ -276,7 +276,7 @@ def _places(content: bytes, path: Path, delimiter: str, recbole: bool) -> Where:
 
     def where(row: int) -> str:
         text = io.StringIO(content.decode("utf-8", "replace"), newline="")
-        quoting = csv.QUOTE_NONE if recbole else csv.QUOTE_MINIMAL
+        quoting: Any = csv.QUOTE_NONE if recbole else csv.QUOTE_MINIMAL
         begin, at = 1, -1  # the heading is row -1
         reader = csv.reader(text, delimiter=delimiter, quoting=quoting)
         for cells in reader:

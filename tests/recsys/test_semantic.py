@@ -118,7 +118,7 @@ def test_an_unknown_model_is_named(tmp_path):
 
 def test_without_the_extra_the_error_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(ImportError, match=r"contrastive\[text\]"):
+    with pytest.raises(ImportError, match=r"contrastive-representations\[text\]"):
         embed_texts(["a"])
 
 
