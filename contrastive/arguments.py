@@ -68,6 +68,8 @@ def checked(function: Function) -> Function:
                 bound.arguments[name] = _checked(who, name, value, known[name])
         return function(*bound.args, **bound.kwargs)
 
+    # Lightning asks by inspect.getfullargspec, which looks at no wrapped function, for what a checkpoint may give.
+    call.__signature__ = signature  # type: ignore[attr-defined]
     return typing.cast(Function, call)
 
 
