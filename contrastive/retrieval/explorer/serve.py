@@ -71,9 +71,9 @@ def explore(
             print(f"host={host}: everyone who reaches this machine can see what is in the index.", flush=True)
         if open_browser:
             webbrowser.open(address)
-        uvicorn.Server(
-            uvicorn.Config(app, log_level="warning", timeout_keep_alive=5, limit_concurrency=100)
-        ).run(sockets=[listening])
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_keep_alive=5)).run(
+            sockets=[listening]
+        )
 
 
 def _listen(host: str, port: int) -> socket.socket:
