@@ -95,6 +95,8 @@ class Metadata:
                 raise InvalidValue(
                     f"{call}: there is no column {name!r} to filter by; there are: {names or 'none'}."
                 )
+            if isinstance(wanted, slice) and wanted.step is not None:
+                raise InvalidValue(f"{call}: the range for {name!r} has a step; give slice(low, high).")
             column = self.table.column(name)
             if pa.types.is_dictionary(column.type):
                 column = column.cast(column.type.value_type)
@@ -104,11 +106,7 @@ class Metadata:
                 column = pa.chunked_array([pc.list_flatten(column.combine_chunks())])
             try:
                 if isinstance(wanted, slice):
-                    if wanted.step is not None:
-                        raise InvalidValue(
-                            f"{call}: the range for {name!r} has a step; give slice(low, high)."
-                        )
-                    met = pa.chunked_array([pa.array(np.ones(len(column), bool))])
+                    met = pc.invert(pc.is_null(column, nan_is_null=True))
                     if wanted.start is not None:
                         met = pc.and_(met, pc.greater_equal(column, pa.scalar(wanted.start)))
                     if wanted.stop is not None:

@@ -49,5 +49,13 @@ def test_numbers_that_no_cell_can_hold_find_nothing():
     # Empty cells meet no condition.
     ids = index.search(np.eye(4, dtype=np.float32)[:1], 4, {"year": [None, 1991]})[1]
     assert set(ids[0].tolist()) - {-1} == {1}
-    with pytest.raises(ValueError, match="step"):
+    for wanted in (slice(None, None), slice(None, 3000), slice(0, None)):
+        ids = index.search(np.eye(4, dtype=np.float32)[:1], 4, {"year": wanted})[1]
+        assert set(ids[0].tolist()) - {-1} == {0, 1, 3}
+    nan = float("nan")
+    holed = Index.build(np.eye(3, dtype=np.float32), metadata={"price": [1.5, nan, None]})
+    for wanted, met in (([nan], set()), ([nan, 1.5], {0}), (slice(None, None), {0})):
+        ids = holed.search(np.eye(3, dtype=np.float32)[:1], 3, {"price": wanted})[1]
+        assert set(ids[0].tolist()) - {-1} == met
+    with pytest.raises(ValueError, match=r"^search: the range for 'year' has a step"):
         index.search(np.eye(4, dtype=np.float32)[:1], 4, {"year": slice(1990, 1993, 2)})
