@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from contrastive.encoders.conv import ConvEncoder
 from contrastive.encoders.fingerprint import weights_fingerprint, weights_part, whole_fingerprint
 from contrastive.encoders.mlp import MLPEncoder
 from contrastive.encoders.momentum import MomentumEncoder
-from contrastive.errors import FileMissing, InvalidType, InvalidValue
+from contrastive.errors import FileMissing, FileTrouble, InvalidType, InvalidValue
 from contrastive.reading import read_mapping
 
 WEIGHTS_FILE, DESCRIPTION_FILE = "encoder.safetensors", "encoder.json"
@@ -44,6 +45,7 @@ def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
 
     Raises:
         TypeError: If ``encoder`` has no integer ``dim`` or its ``config`` is not JSON-able.
+        OSError: If the folder cannot be written.
     """
     if isinstance(encoder, MomentumEncoder):
         encoder = encoder.module
@@ -71,13 +73,23 @@ def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
     recorded["fingerprint"] = whole_fingerprint(recorded, weights_fingerprint(weights))
     recorded["checksum"] = _checksum(recorded)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    part = f".{os.getpid()}.part"
-    # Tensors that share memory are written once each: safetensors refuses aliases.
-    save_file({name: value.clone() for name, value in weights.items()}, folder / (WEIGHTS_FILE + part))
-    (folder / (DESCRIPTION_FILE + part)).write_text(_as_text(recorded), encoding="utf-8")
-    for name in (WEIGHTS_FILE, DESCRIPTION_FILE):
-        os.replace(folder / (name + part), folder / name)
+    parts = {name: folder / f"{name}.{os.getpid()}.part" for name in (WEIGHTS_FILE, DESCRIPTION_FILE)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Tensors that share memory are written once each: safetensors refuses aliases.
+        save_file({name: value.clone() for name, value in weights.items()}, parts[WEIGHTS_FILE])
+        parts[DESCRIPTION_FILE].write_text(_as_text(recorded), encoding="utf-8")
+        for name, part in parts.items():
+            os.replace(part, folder / name)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FileTrouble(
+            f"folder {folder} of save_encoder cannot be written ({reason}); make room, or name another folder."
+        ) from error
+    finally:
+        for part in parts.values():
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
     return folder
 
 

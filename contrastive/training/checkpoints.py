@@ -37,8 +37,8 @@ class WholeFiles(TorchCheckpointIO):
             part.replace(target)
         except (OSError, RuntimeError) as error:  # torch's own, where its writer of archives fails
             raise FileTrouble(
-                f"the checkpoint {target} cannot be written ({' '.join(str(error).split())[:200]}); make room, or give "
-                "another folder with --run_dir. The checkpoints that are there are whole: go on with --ckpt_path=last."
+                f"the checkpoint {target} cannot be written ({_cause(error)}); make room, or give another folder with "
+                f"--run_dir.{_whole_ones(target.parent)}"
             ) from error
         finally:
             part.unlink(missing_ok=True)
@@ -93,6 +93,22 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.path, weights_only=False)
         self._saved = time.monotonic()
+
+
+def _cause(error: BaseException) -> str:
+    """What the system said: torch's writer of archives, when it closes one, complains of what came of it instead."""
+    met: BaseException | None = error
+    while met is not None:
+        if isinstance(met, OSError) and met.strerror:
+            return met.strerror
+        met = met.__cause__ or met.__context__
+    return " ".join(str(error).split())[:200]
+
+
+def _whole_ones(folder: Path) -> str:
+    """What there is to go on from."""
+    newest = max(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, default=None)
+    return f" What is there is whole: go on with --ckpt_path={newest}." if newest else ""
 
 
 def after_step(trainer: Trainer, batch_idx: int) -> bool:

@@ -40,7 +40,7 @@ class Place:
         epoch, batches = int(checkpoint["epoch"]), int(entry(progress, "current", "processed") or 0)
         loaders = entry(loop, "state_dict", "combined_loader") or [{}]
         position, pass_ = entry(loaders[0], "position"), entry(loaders[0], "epoch")
-        over = bool(progress.get("is_last_batch")) and not position
+        over = bool(progress.get("is_last_batch"))  # also of an epoch that a limit cut short, amid the data
         if epoch == entry(loop, "epoch_progress", "current", "ready"):
             batches = 0  # the epoch's end has been counted already
         elif over:

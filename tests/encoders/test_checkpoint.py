@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from contrastive.encoders import ConvEncoder, MLPEncoder, MomentumEncoder, load_encoder, save_encoder
 from contrastive.encoders import checkpoint as checkpoint_module
 from contrastive.encoders.fingerprint import same_encoder, weights_part
+from contrastive.errors import FileTrouble
 from contrastive.evaluation.results import describe_encoder
 
 SMALL = (8, 8, 8)
@@ -200,17 +202,21 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         load_encoder(tmp_path)
 
 
+@pytest.mark.parametrize("problem", [OSError(28, "disk full"), SafetensorError("I/O error: disk full")])
 def test_a_failed_save_keeps_the_old_encoder(
-    encoder: ConvEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoder: ConvEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: Exception
 ) -> None:
     save_encoder(encoder, tmp_path)
+    before = sorted(tmp_path.iterdir())
 
-    def full_disk(*_: object) -> None:
-        raise OSError("disk full")
+    def full_disk(_: object, path: Path) -> None:
+        path.write_bytes(b"half of it")
+        raise problem
 
     monkeypatch.setattr(checkpoint_module, "save_file", full_disk)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(FileTrouble, match=rf"folder {tmp_path} of save_encoder .*disk full\); make room"):
         save_encoder(ConvEncoder(widths=(16, 8, 8)), tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
     assert load_encoder(tmp_path).config == encoder.config
 
 

@@ -1,8 +1,10 @@
 """Checkpoints are there after every epoch, whole or not at all, and a damaged one is not read."""
 
 import errno
+import io
 import random
 import time
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -82,6 +84,25 @@ def test_a_full_disk_leaves_what_was_there_and_one_sentence(tmp_path, monkeypatc
         files.save_checkpoint({"state_dict": {"a": torch.zeros(3)}}, path)
     assert [entry.name for entry in path.parent.iterdir()] == ["last.ckpt"]
     assert torch.equal(files.load_checkpoint(path, weights_only=True)["state_dict"]["a"], torch.ones(3))
+
+
+def test_the_cause_is_the_system_s_and_not_that_of_torch_s_archive(tmp_path, monkeypatch):
+    """torch's writer of archives hides that the disk was full behind a position that it did not expect."""
+
+    class Full(io.FileIO):
+        def write(self, content):
+            if self.tell() + len(content) < 1000:
+                return super().write(content)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", lambda path, mode: Full(path, mode.replace("b", "")))
+    with pytest.raises(
+        FileTrouble, match=r"a\.ckpt cannot be written \(No space left on device\); make room"
+    ) as found:
+        WholeFiles().save_checkpoint({"a": torch.ones(300_000)}, tmp_path / "a.ckpt")
+    assert "unexpected pos" not in str(found.value)
+    assert "last" not in str(found.value)  # there is none to go on from
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_flipped_bit_is_noticed_or_without_effect(tmp_path):

@@ -4,7 +4,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from contrastive.reading import read_tensors
 from contrastive.training import Pretrain
+from contrastive.training.checkpoints import LastCheckpoint
 from contrastive.training.optim import OptimizerConfig, warmup_cosine
 from contrastive.training.resume import Place
 
@@ -64,6 +66,23 @@ def test_the_cosine_ends_with_the_run(parts, trainer, tmp_path, stop_after, wind
     assert len(set(rest)) == len(rest)
     an_epoch = 96 // batch_size
     assert len(watch.epochs) == left // batch_size + an_epoch * (4 - -(-stop_after // 4))
+
+
+@pytest.mark.parametrize("batch_size", [12, 24, 48])
+def test_an_epoch_that_was_cut_short_is_over(parts, trainer, tmp_path, batch_size):
+    last = LastCheckpoint(tmp_path)
+    run = trainer("first", max_epochs=2, callbacks=[last], enable_checkpointing=True, limit_train_batches=2)
+    run.fit(module(parts), datamodule=parts.Vectors())
+    place = Place.read(read_tensors(last.path))
+    assert (place.steps, place.epoch, place.batches) == (4, 2, 0)
+
+    watch, resumed = Watch(), module(parts)
+    run = trainer("second", max_epochs=4, callbacks=[watch], limit_train_batches=2)
+    run.fit(resumed, datamodule=parts.Vectors(batch_size), ckpt_path=last.path, weights_only=True)
+    share = warmup_cosine(8, 0)
+    assert run.global_step == resumed.total_steps == 8
+    assert watch.rates == pytest.approx([1e-3 * share(step) for step in range(4, 8)])
+    assert watch.epochs == [2, 2, 3, 3]
 
 
 def test_max_steps_ends_a_resumed_run_where_its_schedule_ends(parts, trainer, tmp_path):
