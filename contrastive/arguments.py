@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from contrastive.checks import LARGEST, shown
 from contrastive.errors import InvalidType, InvalidValue
@@ -138,6 +139,8 @@ def _kinds(hint: Any) -> list[Kind]:
     if origin in (tuple, *_SEQUENCES) and inner and (one := _kinds(inner[0])):
         words = f"a list, each {one[0][1]}"
         return [(lambda value: _list(value, one, tuple if origin is tuple else list), words)]
+    if origin is Dataset:  # also a list, or what else has samples by number: torch asks for no more
+        return [(lambda value: value if _has_samples(value) else _NO, "a Dataset")]
     if origin is np.ndarray:
         return [(lambda value: value if isinstance(value, np.ndarray | list | tuple) else _NO, "an array")]
     if origin is collections.abc.Callable:
@@ -181,6 +184,8 @@ def _flag(value: Any) -> Any:
 
 
 def _text(value: Any) -> Any:
+    if isinstance(value, os.PathLike):  # of a folder or file, where a configuration gives its name
+        value = os.fspath(value)
     return value if isinstance(value, str) and "\0" not in value else _NO
 
 
@@ -190,6 +195,11 @@ def _path(value: Any) -> Any:
 
 def _tensor(value: Any) -> Any:
     return value if usable(value) else _NO
+
+
+def _has_samples(value: Any) -> bool:
+    wrong = str | bytes | collections.abc.Mapping | np.generic
+    return hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, wrong | type)
 
 
 def _choice(value: Any, choices: tuple[Any, ...]) -> Any:

@@ -311,6 +311,19 @@ def test_a_class_that_takes_over_values_of_another_says_so(
     assert content["model"]["init_args"]["objective"]["init_args"]["temperature"] == 0.5
 
 
+def test_a_class_that_was_named_has_its_own_defaults(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The parser would hand on those of the class that nobody named: SGD at .01 became AdamW at .001."""
+    assert resolved(capsys, "--data=PairData")["data"]["init_args"]["labels"] is None
+    assert resolved(capsys, "--data=recsys.RecommenderData")["data"]["init_args"]["source"] == "synthetic"
+    optimizer = resolved(capsys, "--model=FineTune")["model"]["init_args"]["optimizer"]
+    assert (optimizer["name"], optimizer["learning_rate"]) == ("sgd", 0.01)
+    chosen = ["--model.optimizer.weight_decay=0.5", "--model=FineTune", "--model.optimizer.momentum=0.3"]
+    optimizer = resolved(capsys, *chosen)["model"]["init_args"]["optimizer"]
+    assert [optimizer[name] for name in ("name", "weight_decay", "momentum")] == ["sgd", 0.5, 0.3]
+
+
 def build(monkeypatch: pytest.MonkeyPatch, *words: str) -> fit.TrainerCLI:
     """Build everything that ``contrastive`` would run, without running it."""
     monkeypatch.setattr(fit.TrainerCLI, "_run_subcommand", lambda cli, command: None)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import _typehints
+from jsonargparse import Namespace, _typehints
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -61,6 +61,36 @@ def _ours_first(base: Any, name: str) -> str:
 
 
 _typehints.resolve_class_path_by_name = _ours_first  # type: ignore[assignment]
+_discard_what_does_not_fit = _typehints.discard_init_args_on_class_path_change
+
+
+def _discard_defaults(parser_or_action: Any, before: Any, now: Any) -> None:
+    """Where one class takes the place of another, let it have its own defaults and not those of the other.
+
+    jsonargparse hands on every value that the new class would accept, be it chosen or a default of the old class.
+    """
+    if before and "init_args" in before and before["class_path"] != now["class_path"]:
+        added = getattr(parser_or_action, "sub_add_kwargs", {})
+        defaults = _typehints.ActionTypeHint.get_class_parser(before["class_path"], added).get_defaults()
+        _leave_out(before["init_args"], defaults)
+    _discard_what_does_not_fit(parser_or_action, before, now)
+
+
+def _leave_out(arguments: Namespace, defaults: Namespace) -> None:
+    for name, value in list(vars(arguments).items()):
+        if name not in defaults:
+            continue
+        if value == defaults[name]:
+            arguments.pop(name)
+        elif (
+            isinstance(value, Namespace)
+            and isinstance(defaults[name], Namespace)
+            and "class_path" not in value
+        ):
+            _leave_out(value, defaults[name])  # the fields of a dataclass
+
+
+_typehints.discard_init_args_on_class_path_change = _discard_defaults
 spare_files()
 
 # What Pretrain takes by itself if it is given none, named here so that --model.views.size=64 is enough.

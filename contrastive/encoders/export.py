@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from contrastive import __version__
 from contrastive.encoders.checkpoint import DESCRIPTION_FILE, WEIGHTS_FILE, load_encoder, save_encoder
 from contrastive.encoders.normalise import Normalise
 from contrastive.errors import ExtraMissing, InvalidValue, install
@@ -120,7 +121,8 @@ def export_encoder(
             "batch_sizes": BATCH_SIZES,
             "versions": {
                 "python": platform.python_version(),
-                **{name: version(name) for name in ("contrastive", "torch", *PACKAGES[format])},
+                "contrastive": __version__,
+                **{name: version(name) for name in ("torch", *PACKAGES[format])},
             },
         }
         beside = model.with_name(model.name + ".json")

@@ -10,12 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from contrastive import __version__
 from contrastive.encoders.fingerprint import weights_part, whole_fingerprint
 from contrastive.errors import InvalidValue
 from contrastive.reading import read_mapping
 
 PACKAGES = (
-    "contrastive",
     "torch",
     "numpy",
     "scipy",
@@ -126,7 +126,7 @@ def format_result(document: Mapping[str, Any]) -> str:
 
 def installed_versions() -> dict[str, str]:
     """Versions of Python and of the installed packages that results depend on."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "contrastive": __version__}
     for package in PACKAGES:
         try:
             found[package] = version(package)

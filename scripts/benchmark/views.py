@@ -23,6 +23,7 @@ import torchvision.transforms as T
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
+from contrastive.errors import DISTRIBUTION
 from contrastive.views import SimCLRViews
 
 try:
@@ -127,7 +128,7 @@ def main() -> None:
             "repeats": options.repeats,
             "machine": platform.processor() or platform.machine(),
             "versions": {
-                name: version(name) for name in ("contrastive", "torch", "torchvision", "kornia", "pillow")
+                name: version(name) for name in (DISTRIBUTION, "torch", "torchvision", "kornia", "pillow")
             },
             "rows": rows,
         }
