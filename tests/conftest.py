@@ -5,6 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # as many processes as cores: one thread each, also in those that tests start
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 
 @pytest.fixture(autouse=True)
 def _same_environment() -> Iterator[None]:

@@ -147,11 +147,16 @@ def test_an_answer_that_is_cut_short(script, monkeypatch):
             r"ml-1m has \(1, 1, 1\) users, items and interactions, expected \(2, 2, 4\)",
         ),
         ("amazon-beauty", "reviews_Beauty_5.json.gz", b"no gzip", "damaged gzip file"),
-        ("amazon-beauty", "reviews_Beauty_5.json.gz", gzip.compress(b'{"asin": 1}\n'), "line 1 is no review"),
+        (
+            "amazon-beauty",
+            "reviews_Beauty_5.json.gz",
+            gzip.compress(b'{"asin": 1}\n', mtime=0),
+            "line 1 is no review",
+        ),
         (
             "amazon-beauty",
             "meta_Beauty.json.gz",
-            gzip.compress(b"{'asin': 'B10', 'title': \n"),
+            gzip.compress(b"{'asin': 'B10', 'title': \n", mtime=0),
             "line 1 is no product",
         ),
     ],
