@@ -11,7 +11,6 @@ if (
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
-@pytest.fixture(autouse=True)
 def _same_environment() -> Iterator[None]:
     """Put environment variables back: Lightning leaves its seed in them, which processes started later would take."""
     before = dict(os.environ)
@@ -19,3 +18,7 @@ def _same_environment() -> Iterator[None]:
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
     os.environ.update(before)
+
+
+_same_in_a_test = pytest.fixture(autouse=True)(_same_environment)
+_same_in_a_file = pytest.fixture(autouse=True, scope="module")(_same_environment)  # whose fixtures train too

@@ -53,7 +53,7 @@ def test_the_two_commands_stand_where_ci_reads_them():
     install_and_fit, install_and_test = COMMANDS[:2]
     assert install_and_fit.startswith("pip install")
     assert "contrastive fit --config configs/quickstart.yaml" in install_and_fit
-    assert install_and_test.endswith("pytest")
+    assert " pytest" in install_and_test
 
 
 @pytest.mark.parametrize("command", COMMANDS[2:], ids=range(len(COMMANDS) - 2))
