@@ -3,7 +3,7 @@
 import copy
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from contrastive.checks import LARGEST, check_number, check_whole, shown
 from contrastive.encoders.fingerprint import same_encoder
 from contrastive.errors import InvalidType, InvalidValue, UnknownKey
 from contrastive.retrieval.engine import choose_factory
+from contrastive.retrieval.filters import check_filter
 from contrastive.retrieval.folder import Check, read_folder, text_or_none, whole, write_folder
 from contrastive.retrieval.ids import Array, Ids, IdTable
 from contrastive.retrieval.metadata import ALIVE, Columns, Filter, Metadata
@@ -533,10 +534,7 @@ class Index:
 
     def _mask(self, filter: Filter, call: str) -> Array | None:
         """Slots that may be found; None for all."""
-        if filter is not None and not isinstance(filter, Mapping):
-            raise InvalidType(
-                f"{call}: filter is {shown(filter)}; give a dictionary, column -> what is looked for."
-            )
+        check_filter(filter, call)
         if filter:
             return self._metadata.mask(filter, call) & self._ids.alive
         return None if self._ids.num_alive == len(self._ids) else self._ids.alive

@@ -1,6 +1,6 @@
 """Columns beside the vectors, and filters on them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from contrastive.checks import shown
 from contrastive.errors import InvalidType, InvalidValue
+from contrastive.retrieval.filters import conditions
 
 Columns: TypeAlias = pa.Table | Mapping[str, Sequence[Any]] | None
 Filter: TypeAlias = Mapping[str, Any] | None
@@ -88,51 +89,20 @@ class Metadata:
         Raises:
             ValueError: there is no such column, or a value does not have the column's type.
         """
-        names = [] if self.table is None else self.table.column_names
-        found: Any = None
-        for name, wanted in filter.items():
-            if self.table is None or name not in names:
-                raise InvalidValue(
-                    f"{call}: there is no column {name!r} to filter by; there are: {names or 'none'}."
-                )
-            if isinstance(wanted, slice) and wanted.step is not None:
-                raise InvalidValue(f"{call}: the range for {name!r} has a step; give slice(low, high).")
-            column = self.table.column(name)
+        schema = pa.schema([]) if self.table is None else self.table.schema
+        found = np.ones(0 if self.table is None else self.table.num_rows, bool)
+        for condition in conditions(schema, filter, call):
+            assert self.table is not None
+            column, rows = self.table.column(condition.name), None
+            if condition.lists:
+                column = column.combine_chunks()
+                rows = pc.list_parent_indices(column).to_numpy()
+                column = pa.chunked_array([pc.list_flatten(column)])
             if pa.types.is_dictionary(column.type):
                 column = column.cast(column.type.value_type)
-            rows: Any = None
-            if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-                rows = pc.list_parent_indices(column.combine_chunks()).to_numpy()
-                column = pa.chunked_array([pc.list_flatten(column.combine_chunks())])
-            try:
-                if isinstance(wanted, slice):
-                    met = pc.invert(pc.is_null(column, nan_is_null=True))
-                    if wanted.start is not None:
-                        met = pc.and_(met, pc.greater_equal(column, pa.scalar(wanted.start)))
-                    if wanted.stop is not None:
-                        met = pc.and_(met, pc.less_equal(column, pa.scalar(wanted.stop)))
-                elif isinstance(wanted, list | tuple | set | np.ndarray):
-                    met = pc.is_in(column, value_set=pa.array(_possible(wanted, column.type), column.type))
-                else:
-                    met = pc.equal(column, pa.scalar(wanted))
-            # Not only pyarrow's own: what is no value of any column is refused by several parts of it.
-            except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-                raise InvalidValue(
-                    f"{call}: column {name!r} of type {column.type} cannot be compared with {shown(wanted)} ({error})."
-                ) from error
-            met = pc.fill_null(met, False).to_numpy()
-            if rows is not None:
-                met = np.bincount(rows[met], minlength=self.table.num_rows) > 0
-            found = met if found is None else found & met
-        return np.ones(0 if self.table is None else self.table.num_rows, bool) if found is None else found
-
-
-def _possible(wanted: Iterable[Any], kind: pa.DataType) -> list[Any]:
-    """The values that a cell of this type can hold: empty ones meet no condition, and 1990.9 is no whole number."""
-    values = [value for value in wanted if value is not None and value == value]
-    if pa.types.is_integer(kind):
-        values = [v for v in values if not isinstance(v, float | np.floating) or float(v).is_integer()]
-    return values
+            met = condition.met(column).to_numpy()
+            found &= met if rows is None else np.bincount(rows[met], minlength=len(found)) > 0
+        return found
 
 
 def check_names(names: Sequence[str], reserved: Sequence[str], call: str) -> None:
