@@ -814,7 +814,8 @@ def recommend_items(
         user: id of a user whose history was saved with the recommender, instead.
         k: number of items.
         exclude_seen: leave out the items of the history.
-        filter: column -> value or list of values; only items that meet all of them.
+        filter: column -> value, list of values or range; only items that meet all of them. Written as JSON, as
+            '{"class": "cat", "year": {"from": 1990, "to": 1999}}'; from and to belong to the range, one may be missing.
         cold: where nothing in the history is known: ``raise``, or recommend the most ``popular`` items.
         trust: build classes of others too, if the run names them; they can run any code, so only for a run whose
             author you trust.

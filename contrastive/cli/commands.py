@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import contrastive
+from contrastive.checks import shown
 from contrastive.cli import PLAIN_COMMANDS
 from contrastive.cli.errors import ShortErrors
 from contrastive.cli.request import shipped_configurations
@@ -32,13 +33,14 @@ def run_command(command: str, words: Sequence[str]) -> int:
     trusts = "trust" in inspect.signature(function).parameters
     if trusts:
         parser.add_argument("--trust_run", action="store_true", help=TRUST)
-    rest, conditions = _without_filter(words)
+    filters = "filter" in inspect.signature(function).parameters
+    rest, conditions = _without_filter(words) if filters else (list(words), None)
     try:
         arguments = parser.parse_args(_with_lists(rest, function))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     options = arguments.as_dict()
-    if conditions is not None and "filter" in options:
+    if conditions is not None:
         options["filter"] = conditions
     if trusts:
         options["trust"] = options.pop("trust_run")
@@ -67,16 +69,16 @@ def _without_filter(words: Sequence[str]) -> tuple[list[str], dict[str, Any] | N
     expected = """give JSON, as '{"class": "7", "year": {"from": 1990, "to": 2000}}'."""
     try:
         given = json.loads(text)
-    except ValueError as problem:
-        raise InvalidValue(f"--filter is {text!r} ({problem}); {expected}") from problem
+    except (ValueError, RecursionError) as problem:  # RecursionError: thousands of brackets
+        raise InvalidValue(f"--filter is {shown(text)} ({problem}); {expected}") from problem
     if not isinstance(given, dict):
-        raise InvalidValue(f"--filter is {text!r}; {expected}")
+        raise InvalidValue(f"--filter is {shown(text)}; {expected}")
     conditions = {}
     for column, wanted in given.items():
         if isinstance(wanted, dict):
             if not wanted or wanted.keys() - {"from", "to"}:
                 raise InvalidValue(
-                    f"--filter has {wanted!r} for {column!r}; a range has from, to or both: {expected}"
+                    f"--filter has {shown(wanted)} for {column!r}; a range has from, to or both: {expected}"
                 )
             wanted = slice(wanted.get("from"), wanted.get("to"))
         conditions[column] = wanted

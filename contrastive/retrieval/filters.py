@@ -53,9 +53,9 @@ class Condition:
                 there = pc.and_kleene(there, pc.less_equal(column, _scalar(self.high, kind)))
             return there
         if _is_plain(kind):
-            values = (
-                [*self.values, -0.0] if 0.0 in self.values and pa.types.is_floating(kind) else self.values
-            )
+            # Looked up by their bits, the two zeros are different.
+            zeros = [0.0, -0.0] if pa.types.is_floating(kind) and 0.0 in self.values else []
+            values = [*self.values, *zeros]
             return pc.and_kleene(there, pc.is_in(column, value_set=pa.array(values, kind)))
         same = pc.equal(column, self.values[0])
         for value in self.values[1:]:

@@ -181,7 +181,8 @@ def search_index(
         pretrained: as it was given there.
         image_size: as it was given there.
         k: number of neighbours.
-        filter: column -> value or list of values; only items that meet all of them.
+        filter: column -> value, list of values or range; only items that meet all of them. Written as JSON, as
+            '{"class": "cat", "year": {"from": 1990, "to": 1999}}'; from and to belong to the range, one may be missing.
         trust: build classes of others too, if the run names them; they can run any code, so only for a run whose
             author you trust.
 
