@@ -14,6 +14,7 @@ from contrastive.checks import shown
 from contrastive.errors import InvalidType, InvalidValue
 
 Check = Callable[[pa.DataType], bool]
+_TEXTS: tuple[Check, ...] = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 _NUMBER = (int, float, np.integer, np.floating, Decimal)
 
 
@@ -122,7 +123,7 @@ def kind_of_cells(kind: pa.DataType) -> tuple[pa.DataType, bool]:
 
 def is_text(kind: pa.DataType) -> bool:
     """Whether cells hold texts."""
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return any(check(kind) for check in _TEXTS)
 
 
 def _is_plain(kind: pa.DataType) -> bool:
@@ -139,7 +140,7 @@ def _condition(name: str, kind: pa.DataType, lists: bool, wanted: Any) -> Condit
 
 def _values(wanted: Iterable[Any], kind: pa.DataType) -> list[Any]:
     """The values that a cell of this type can hold: no empty ones, and 1990.9 is no whole number."""
-    values = []
+    values: list[Any] = []
     for value in wanted:
         if value is None or value != value:
             continue

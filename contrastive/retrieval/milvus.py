@@ -189,10 +189,8 @@ class MilvusIndex:
         if self.metric == "euclidean" and score > 0:
             raise InvalidValue(f"range_search: score is {score}; give minus the largest distance, 0 or less.")
         words = expression(filter, self._schema, "range_search")
-        there = 0 if words is None or not len(rows) else self._count(words)
-        nothing = np.empty(0, np.float32), np.empty(0, object if self._strings else np.int64)
-        if not there:
-            return [nothing[0] for _ in rows], [nothing[1] for _ in rows]
+        if words is None or not len(rows) or not (there := self._count(words)):
+            return [np.empty(0, np.float32) for _ in rows], [self._named([]) for _ in rows]
         # Milvus leaves out what is just at the bound, which belongs to the range, so it is asked for a little more.
         bound = score * score if self.metric == "euclidean" else score
         slack = 1e-5 * max(1.0, abs(bound))
@@ -284,9 +282,8 @@ class MilvusIndex:
         return check_ids(items, call)
 
     def _table(self, metadata: Columns, count: int, call: str) -> pa.Table | None:
-        unknown = self._schema is None
-        own = None if unknown or not self._schema.names else self._schema.empty_table()
-        table = Metadata(own).check(metadata, count, unknown, call)
+        own = self._schema.empty_table() if self._schema else None
+        table = Metadata(own).check(metadata, count, self._schema is None, call)
         if table is not None:
             exported(table.schema, None, call)
             check_cells(table, call)
@@ -325,7 +322,7 @@ class MilvusIndex:
         )
         while page := pages.next():
             base = np.array([row["vector"] for row in page], np.float32)
-            close = engine.all_scores(base, query, self.metric == "euclidean")[0]
+            close = next(engine.all_scores(base, query, self.metric == "euclidean"))
             scores = np.concatenate([scores, close])
             items = np.concatenate([items, self._named([row["id"] for row in page])])
             best = np.argsort(-scores, kind="stable")[:k]

@@ -1,6 +1,7 @@
 """Columns in Milvus: which it can hold, how their types are kept beside a collection, and its language of filters."""
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -155,28 +156,27 @@ def expression(filter: Filter, schema: pa.Schema | None = None, call: str = "sea
 
 
 def _words(condition: Condition, call: str) -> str | None:
-    name = condition.name if condition.name.isascii() else f'$meta["{condition.name}"]'
-    kind, values = condition.kind, condition.values
+    name, kind, values = condition.name, condition.kind, condition.values
+    low, high = condition.low, condition.high
+    if pa.types.is_null(kind) or low == math.inf or high == -math.inf:
+        return None
+    if values is None and condition.lists:
+        raise InvalidValue(
+            f"{call}: Milvus compares no range with the entries of lists, as {name!r} holds; give the values."
+        )
+    if values is None and pa.types.is_boolean(kind):  # which Milvus has no order of
+        values = tuple(v for v in (False, True) if (low is None or v >= low) and (high is None or v <= high))
     if values is not None:
-        literals = [_literal(value) for value in values if value not in (float("inf"), -float("inf"))]
-        if not literals or pa.types.is_null(kind):
+        literals = [_literal(value) for value in values if value not in (math.inf, -math.inf)]
+        if not literals:
             return None
         if condition.lists:
             return f"json_contains_any({name}, [{', '.join(literals)}])"
-        if len(literals) == 1:  # == takes -0.0 for 0.0, in does not
+        if len(literals) == 1:
             return f"{name} == {literals[0]}"
         either = f"{name} in [{', '.join(literals)}]"
-        return f"({either} or {name} == 0.0)" if "0.0" in literals or "-0.0" in literals else either
-    if condition.lists:
-        raise InvalidValue(
-            f"{call}: Milvus compares no range with the entries of lists, as {condition.name!r} holds; give the values."
-        )
-    low, high = condition.low, condition.high
-    if pa.types.is_null(kind) or low == float("inf") or high == -float("inf"):
-        return None
-    if pa.types.is_boolean(kind):  # which Milvus has no order of
-        between = [v for v in (False, True) if (low is None or v >= low) and (high is None or v <= high)]
-        return f"{name} in [{', '.join(map(_literal, between))}]" if between else None
+        # == takes -0.0 for 0.0, in does not.
+        return f"({either} or {name} == 0.0)" if pa.types.is_floating(kind) and 0.0 in values else either
     if low is None and high is None:  # any that is not empty
         low = "" if is_text(kind) else -_LARGEST_FLOAT
     ends = [f"{name} >= {_literal(low)}"] if low is not None else []
