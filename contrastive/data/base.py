@@ -154,6 +154,10 @@ class DataModule(LightningDataModule):
         """The arguments by which an ImageData reads other files in the same way."""
         return {}
 
+    def file_names(self, split: Literal["train", "test"]) -> list[str | None] | None:
+        """The file of every input of a split, in its order and relative to the source; None if they are in none."""
+        return None
+
     @property
     def num_samples(self) -> int:
         """Samples that are trained on: the training part, thinned if ``imbalance`` or ``labels_per_class`` is set."""

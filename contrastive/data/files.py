@@ -48,11 +48,14 @@ class FileImages(Images):
     Args:
         paths: the files.
         root: their common folder. The fingerprint holds paths relative to it, so it survives a move.
+        source: the folder that their names are relative to; ``root`` by default. Of a split in a folder of its own it
+            is the one above, so that ``train/1.png`` and ``test/1.png`` have two names.
     """
 
-    def __init__(self, paths: Sequence[Path], root: Path) -> None:
+    def __init__(self, paths: Sequence[Path], root: Path, source: Path | None = None) -> None:
         self.paths = paths
         self.root = root
+        self.source = root if source is None else source
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -68,6 +71,14 @@ class FileImages(Images):
     def stamp(self, i: int) -> str:
         """Its path below the root and its size in bytes."""
         return f"{os.path.relpath(self.paths[i], self.root)} {self.paths[i].stat().st_size}"
+
+    def file_name(self, i: int) -> str:
+        """Its path below the source; as it is if a list gives an absolute one that lies elsewhere."""
+        path, source = self.paths[i], self.source
+        if not path.is_relative_to(source):  # one of the two may be absolute
+            path, source = path.absolute(), source.absolute()
+        name = Path(os.path.relpath(path, source)) if path.is_relative_to(source) else path
+        return name.as_posix().encode(errors="replace").decode()  # a name need not be UTF-8
 
 
 def image_folder(root: Path, labels: bool = True) -> Source:
@@ -88,7 +99,7 @@ def image_folder(root: Path, labels: bool = True) -> Source:
     names = [folder.name for folder in _folders(root)]
     splits = by_split(names, str(root))
     if not splits:
-        return Source(_folder_split(root, labels))
+        return Source(_folder_split(root, labels, root))
     others = {name: _Found(root / name) for name in names if name not in splits.values()}
     others = {name: found for name, found in others.items() if found.pictures}
     called = " and ".join(sorted(splits.values()))
@@ -105,7 +116,7 @@ def image_folder(root: Path, labels: bool = True) -> Source:
             f"it lies {next(iter(others))}, which is called like no split. If all of them are classes, put them into "
             f"one folder, {root / 'train'}; if it is a split, labels=False reads it without labels."
         )
-    found = {split: _folder_split(root / name, labels) for split, name in splits.items()}
+    found = {split: _folder_split(root / name, labels, root) for split, name in splits.items()}
     beside = Counter({f"pictures in {name}": len(other.pictures) for name, other in others.items()})
     beside += _Found(root, deep=False).others
     validation, test = found.get("validation"), found.get("test")
@@ -166,8 +177,8 @@ def _passed_over(others: Counter[str]) -> tuple[Note, ...]:
     return Note("passed over", text), Note("warning", advice)
 
 
-def _folder_split(root: Path, labels: bool) -> Split:
-    """The images of one split, and what else lies there."""
+def _folder_split(root: Path, labels: bool, source: Path) -> Split:
+    """The images of one split in a folder of ``source``, and what else lies there."""
     here = _Found(root, deep=not labels)
     folders = _folders(root) if labels else []
     classes = {folder.name: _Found(folder) for folder in folders}
@@ -202,10 +213,10 @@ def _folder_split(root: Path, labels: bool) -> Split:
             )
     notes = _passed_over(others)
     if not classes:
-        return Split(FileImages(here.pictures, root), None, [], notes)
+        return Split(FileImages(here.pictures, root, source), None, [], notes)
     paths = [path for found in classes.values() for path in found.pictures]
     numbers = [label for label, found in enumerate(classes.values()) for _ in found.pictures]
-    split = labelled(FileImages(paths, root), numbers, list(classes))
+    split = labelled(FileImages(paths, root, source), numbers, list(classes))
     return Split(split.images, split.labels, split.class_names, notes)
 
 

@@ -40,6 +40,10 @@ class Images(ABC):
     def stamp(self, i: int) -> str:
         """Name and size of image ``i``, told without decoding it: what a stream's fingerprint is made of."""
 
+    def file_name(self, i: int) -> str | None:
+        """The file of image ``i``, relative to the source and with ``/`` between folders; None if it is in none."""
+        return None
+
     def read(
         self, i: int, channels: int, window: Window = "bytes", background: Colour | None = None
     ) -> Tensor:
@@ -122,6 +126,11 @@ class JoinedImages(Images):
         """The stamp within its part."""
         part, place = self._part(i)
         return part.stamp(place)
+
+    def file_name(self, i: int) -> str | None:
+        """The file name within its part."""
+        part, place = self._part(i)
+        return part.file_name(place)
 
 
 class ImageStream(Dataset[Tensor]):

@@ -253,6 +253,19 @@ class ImageData(DataModule):
             ImageStream(split.images, self.channels, self.target_size, **self.decoding) for split in splits
         ]
 
+    def file_names(self, split: Literal["train", "test"]) -> list[str | None] | None:
+        """The file of every image of a split, relative to the folder of the source.
+
+        Of lists it is the folder that the list is in, of Parquet files what they say; None if no image has a name.
+        """
+        images = self._train.images
+        if split == "test":
+            if self.opened.test is None:
+                return None
+            images = self.opened.test.images
+        names = [images.file_name(i) for i in range(len(images))]
+        return names if any(name is not None for name in names) else None
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """``(C, H, W)`` of every image."""

@@ -12,7 +12,7 @@ import numpy as np
 from contrastive.checks import shown
 from contrastive.data.images import Images, JoinedImages, Note, Source, Split
 from contrastive.data.labels import labelled, text_classes
-from contrastive.data.lists import LABEL_COLUMNS, column_of, unused_columns
+from contrastive.data.lists import LABEL_COLUMNS, PATH_COLUMNS, column_of, unused_columns
 from contrastive.data.splits import split_of
 from contrastive.errors import FileMissing, InvalidValue
 
@@ -25,9 +25,11 @@ class ParquetImages(Images):
     Args:
         column: Arrow chunked array of binary values.
         file: the file.
+        names: Arrow chunked array of the names that the images had as files; None if they had none.
     """
 
-    def __init__(self, column: Any, file: Path) -> None:
+    def __init__(self, column: Any, file: Path, names: Any = None) -> None:
+        self.names = names
         self.chunks = column.chunks
         self.starts = np.cumsum([0, *(len(chunk) for chunk in self.chunks)])
         self.file = file
@@ -54,6 +56,10 @@ class ParquetImages(Images):
     def stamp(self, i: int) -> str:
         """File name, row and size in bytes."""
         return f"{self.file.name} {i} {len(self._content(i) or b'')}"
+
+    def file_name(self, i: int) -> str | None:
+        """The name that the file gives."""
+        return None if self.names is None else self.names[i].as_py()
 
 
 def parquet_folder(
@@ -130,9 +136,10 @@ def parquet_split(
 ) -> Split:
     """Parquet files with a column ``image`` (or ``img``) of encoded images and a column of labels.
 
-    The image column holds bytes, or structs with a field ``bytes``. The column of labels is one of
-    :data:`contrastive.data.lists.LABEL_COLUMNS`, in that order; without one the images are unlabelled. It holds
-    integers, or names. Names of integers come from the schema's metadata: the key ``classes`` (names with commas
+    The image column holds bytes, or structs with a field ``bytes``. Names of images are the structs' field ``path``,
+    or a column of texts that is called like one of :data:`contrastive.data.lists.PATH_COLUMNS`. The column of labels
+    is one of :data:`contrastive.data.lists.LABEL_COLUMNS`, in that order; without one the images are unlabelled. It
+    holds integers, or names. Names of integers come from the schema's metadata: the key ``classes`` (names with commas
     between them, or a JSON list) or Hugging Face's features.
 
     Args:
@@ -198,26 +205,33 @@ def _read_file(file: Path, labels: bool, image_column: str | None, label_column:
             "labels: label_column=..."
         )
     used = [names[image]] + ([] if label is None else [names[label]])
+    texts = [name for name in names if name not in used and _is_text(schema.field(names.index(name)).type)]
+    path = column_of(None, PATH_COLUMNS, texts)
+    used += [] if path is None else [texts[path]]
     try:
         table = pq.read_table(file, columns=used, partitioning=None)
     except (pa.ArrowException, OSError) as error:
         raise InvalidValue(f"ImageData cannot read {file} as Parquet: {error}") from error
     column = table.column(names[image])
+    called = None if path is None else table.column(texts[path])
     if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
+        within = column.type.get_field_index("path")
+        if called is None and within >= 0 and _is_text(column.type.field(within).type):
+            called = pc.struct_field(column, "path")
         column = pc.struct_field(column, "bytes")
     if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
         raise InvalidValue(
             f"ImageData finds the type {column.type} in the column {names[image]!r} of {file}. It needs encoded "
             "images: binary, or struct<bytes: binary, path: string>."
         )
-    images = ParquetImages(column, file)
+    images = ParquetImages(column, file, called)
     note = Note("columns", f"{', '.join(used)} of {file.name}{unused_columns(names, used)}")
     if label is None:
         return _Part(images, None, [], note)
     values = table.column(names[label])
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
-    is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    is_text = _is_text(values.type)
     if not (is_text or pa.types.is_integer(values.type)) or values.null_count:
         raise InvalidValue(
             f"ImageData finds the type {values.type} and {values.null_count} missing values in the column "
@@ -227,6 +241,12 @@ def _read_file(file: Path, labels: bool, image_column: str | None, label_column:
     if is_text:
         return _Part(images, np.array(values.to_pylist(), dtype=object), [], note)
     return _Part(images, values.to_numpy(), _class_names(schema.metadata or {}, names[label], file), note)
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _class_names(metadata: dict[bytes, bytes], label: str, file: Path) -> list[str]:

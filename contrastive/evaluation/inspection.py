@@ -56,6 +56,7 @@ class Sample:
         class_names: name of each label.
         totals: sizes of the whole training set and the whole test set.
         split: what the test samples are called, ``"test"`` or ``"validation"``.
+        files: names of the files of ``inputs`` and of ``bank``; empty lists if they are in none.
     """
 
     inputs: Tensor
@@ -67,6 +68,7 @@ class Sample:
     class_names: Sequence[str]
     totals: tuple[int, int]
     split: str = "test"
+    files: tuple[Sequence[str | None], Sequence[str | None]] = ((), ())
 
     def name(self, label: int) -> str:
         """Name of a class."""
@@ -92,6 +94,7 @@ def take_sample(
     class_names: Sequence[str] = (),
     *,
     split: str = "test",
+    files: tuple[Sequence[str | None] | None, Sequence[str | None] | None] = (None, None),
     limit: int = 2000,
     seed: int = 0,
 ) -> Sample:
@@ -103,12 +106,13 @@ def take_sample(
         make_views: called with inputs and ``generator=``; returns V tensors.
         class_names: name of each label.
         split: what the second loader gives, ``"test"`` or ``"validation"``.
+        files: for both loaders, the file names of all inputs that it takes its rows from; None if they are in none.
         limit: how many test samples to take at most, and five times as many training samples.
         seed: of the choice and of the views.
     """
     generator = torch.Generator().manual_seed(seed)
-    bank, bank_labels = draw(loaders[0], 5 * limit, generator)
-    inputs, labels = draw(loaders[1], limit, generator)
+    bank, bank_labels, bank_rows = draw(loaders[0], 5 * limit, generator)
+    inputs, labels, rows = draw(loaders[1], limit, generator)
     views: list[Tensor] = []
     if make_views is not None:
         batches = [make_views(part, generator=generator) for part in torch.split(inputs, BATCH)]
@@ -123,18 +127,23 @@ def take_sample(
         class_names=class_names,
         totals=(loaders[0].num_samples, loaders[1].num_samples),
         split=split,
+        files=(_of_rows(files[1], rows), _of_rows(files[0], bank_rows)),
     )
 
 
-def draw(loader: Loader, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    """Return inputs ``(n, ...)`` and labels ``(n,)`` of at most ``count`` random samples, in order."""
+def _of_rows(names: Sequence[str | None] | None, rows: Tensor) -> list[str | None]:
+    return [] if names is None else [names[row] for row in rows.tolist()]
+
+
+def draw(loader: Loader, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return inputs ``(n, ...)``, labels ``(n,)`` and rows ``(n,)`` of at most ``count`` random samples, in order."""
+    rows = torch.arange(loader.num_samples) if loader.rows is None else loader.rows
     if loader.num_samples > count:
-        chosen = torch.randperm(loader.num_samples, generator=generator)[:count].sort().values
-        rows = chosen if loader.rows is None else loader.rows[chosen]
+        rows = rows[torch.randperm(loader.num_samples, generator=generator)[:count].sort().values]
         loader = Loader(loader.inputs, loader.labels, rows, batch_size=loader.batch_size, sharded=False)
     batches = list(loader)
     labels = [batch.labels for batch in batches if batch.labels is not None]
-    return torch.cat([batch.inputs for batch in batches]), torch.cat(labels) if labels else None
+    return torch.cat([batch.inputs for batch in batches]), torch.cat(labels) if labels else None, rows
 
 
 def _encode(encoder: nn.Module, inputs: Tensor, labels: Tensor | None = None) -> Features:
@@ -167,7 +176,8 @@ def neighbours(sample: Sample, seed: int = 0) -> Html:
     strips = []
     for query, closeness, row in zip(queries.tolist(), *(values.tolist() for values in found), strict=True):
         name = "query" if sample.test.labels is None else sample.name(int(sample.test.labels[query]))
-        cells = [_captioned(sample.inputs[query], f"Query: {name}", element("b", name))]
+        file = sample.files[0][query] if sample.files[0] else None
+        cells = [_captioned(sample.inputs[query], f"Query: {name}", element("b", name), file=file)]
         cells += [_neighbour(sample, query, *pair) for pair in zip(row, closeness, strict=True)]
         strips.append(_strip(cells))
     searched, total = len(sample.train), sample.totals[0]
@@ -180,16 +190,16 @@ def neighbours(sample: Sample, seed: int = 0) -> Html:
 
 
 def _neighbour(sample: Sample, query: int, row: int, closeness: float) -> Html:
-    image = sample.bank[row]
+    image, file = sample.bank[row], sample.files[1][row] if sample.files[1] else None
     if sample.test.labels is None or sample.train.labels is None:
-        return _captioned(image, f"Neighbour, similarity {closeness:.2f}", f"{closeness:.2f}")
+        return _captioned(image, f"Neighbour, similarity {closeness:.2f}", f"{closeness:.2f}", file=file)
     name = sample.name(int(sample.train.labels[row]))
     alt = f"Neighbour: {name}, similarity {closeness:.2f}"
     if sample.train.labels[row] == sample.test.labels[query]:
         mark = element("span", "✓", class_="good", role="img", aria_label="same class")
-        return _captioned(image, alt, mark, f" {closeness:.2f}")
+        return _captioned(image, alt, mark, f" {closeness:.2f}", file=file)
     mark = element("span", "✗", class_="bad", role="img", aria_label="other class")
-    return _captioned(image, alt, mark, f" {name}, {closeness:.2f}")
+    return _captioned(image, alt, mark, f" {name}, {closeness:.2f}", file=file)
 
 
 def similarities(sample: Sample) -> Html:
@@ -270,7 +280,8 @@ def sample_views(sample: Sample, seed: int = 0) -> Html:
     strips = []
     generator = torch.Generator().manual_seed(seed)
     for row in torch.randperm(len(sample.inputs), generator=generator)[:VIEWED].tolist():
-        cells = [_captioned(sample.inputs[row], f"Image {row} as it is", element("b", "original"))]
+        file = sample.files[0][row] if sample.files[0] else None
+        cells = [_captioned(sample.inputs[row], f"Image {row} as it is", element("b", "original"), file=file)]
         for number, view in enumerate(sample.views[:MOST_VIEWS], start=1):
             cells.append(_captioned(view[row], f"View {number} of image {row}", f"view {number}"))
         strips.append(_strip(cells))
@@ -281,9 +292,10 @@ def sample_views(sample: Sample, seed: int = 0) -> Html:
     return join(element("p", text), element("div", *strips, class_="gallery"))
 
 
-def _captioned(image: Tensor, alt: str, *caption: str) -> Html:
+def _captioned(image: Tensor, alt: str, *caption: str, file: str | None = None) -> Html:
     shown = image if image.shape[0] in (1, 3) else image[:1]
-    return element("figure", thumbnail(shown, alt), element("figcaption", *caption))
+    below = [element("span", file, class_="file")] if file else []
+    return element("figure", thumbnail(shown, alt), element("figcaption", *caption, *below))
 
 
 def _strip(cells: list[Html]) -> Html:

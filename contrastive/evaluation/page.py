@@ -220,6 +220,7 @@ svg text { font-family: inherit !important; }
   border-radius: .3rem; background: var(--card); image-rendering: pixelated;
 }
 .strip figcaption { margin-top: .25rem; font-size: .78rem; line-height: 1.3; overflow-wrap: anywhere; }
+.file { display: block; color: var(--muted); font-size: .92em; }
 .good, .bad { font-weight: 700; }
 .good { color: var(--good); }
 .bad { color: var(--bad); }

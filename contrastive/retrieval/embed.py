@@ -1,10 +1,12 @@
 """Writing the features of an encoder to disk: by every process, a shard at a time, going on where it was stopped."""
 
+import hashlib
 import io
 import json
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from contrastive.checks import check_choice, shown
 from contrastive.data.loader import Loader
 from contrastive.errors import InvalidValue
 from contrastive.retrieval.ids import Array, Ids, as_ids
@@ -22,6 +25,7 @@ from contrastive.retrieval.metadata import RESERVED, Columns, as_columns, check_
 from contrastive.retrieval.shards import OWN_COLUMNS, Embeddings, begin, finish, shard_path, write_shard
 
 Folder = str | os.PathLike[str]
+IdKind = Literal["row", "path"]
 
 
 def embed(
@@ -128,6 +132,7 @@ def embed_run(
     *,
     source: str | None = None,
     split: Literal["train", "test"] | None = None,
+    ids: IdKind = "row",
     id_prefix: str = "",
     thumbnails: bool = True,
     shard_size: int = 16_384,
@@ -137,7 +142,8 @@ def embed_run(
 ) -> Embeddings | None:
     """Write the embeddings of a data set by the encoder of a training run.
 
-    Columns: ``label`` and ``class`` where the data have labels, and ``thumbnail``.
+    Columns: ``label`` and ``class`` where the data have labels, ``path`` where the images have file names (relative to
+    the source), and ``thumbnail``.
 
     Args:
         run: folder of the run.
@@ -145,8 +151,9 @@ def embed_run(
         source: the images, as for :class:`contrastive.data.ImageData`, brought to the size that the run was trained on;
             by default the run's own data.
         split: which part of the data; by default the test set, or everything where there is none.
-        id_prefix: ids are this and the row number, as ``train-7``, so that several sets can be searched together;
-            without it they are row numbers.
+        ids: ``row`` for row numbers, ``path`` for the names of the images' files.
+        id_prefix: ids are this and the row number or file name, as ``train-7``, so that several sets can be searched
+            together.
         thumbnails: keep each image as PNG, for pages that show neighbours.
         shard_size: vectors in a shard.
         batch_size: images that are encoded at a time.
@@ -165,6 +172,7 @@ def embed_run(
     from contrastive.evaluation.results import describe_encoder
     from contrastive.evaluation.run import load_run_encoder, prepare_data
 
+    check_choice("embed", "ids", ids, ("row", "path"))
     data: Any = prepare_data(run, trust=trust)
     if source is not None:
         shape = tuple(getattr(data, "image_shape", (3, 32, 32)))
@@ -182,6 +190,7 @@ def embed_run(
         data,
         out,
         split,
+        ids,
         id_prefix,
         thumbnails and getattr(data, "image_shape", None) is not None,
         fingerprint=described.get("fingerprint") or "",
@@ -202,6 +211,7 @@ def embed_named(
     split: Literal["train", "test"] | None = None,
     column: str = "text",
     id_column: str | None = None,
+    ids: IdKind = "row",
     id_prefix: str = "",
     thumbnails: bool = True,
     shard_size: int = 16_384,
@@ -222,7 +232,8 @@ def embed_named(
         split: which part of the images; by default the test set, or everything where there is none.
         column: of the texts.
         id_column: of their ids; row numbers are ids without it.
-        id_prefix: what to set before row numbers, as for :func:`embed_run`.
+        ids: of images: ``row`` for row numbers, ``path`` for the names of their files.
+        id_prefix: what to set before row numbers or file names, as for :func:`embed_run`.
         thumbnails: keep each image as PNG, for pages that show neighbours.
         shard_size: vectors in a shard.
         batch_size: inputs that are encoded at a time.
@@ -240,6 +251,7 @@ def embed_named(
     from contrastive.encoders.named import NamedEncoder
     from contrastive.retrieval.texts import read_texts
 
+    check_choice("embed", "ids", ids, ("row", "path"))
     named = NamedEncoder(encoder, pretrained=pretrained, image_size=image_size)
     options: dict[str, Any] = {
         "fingerprint": named.fingerprint,
@@ -249,30 +261,36 @@ def embed_named(
         "device": _device(device),
     }
     if named.takes_text:
+        if ids == "path":
+            raise InvalidValue(
+                "embed: ids='path' is for images in files; name the column of a text's id: id_column."
+            )
         if id_column is not None and id_prefix:
             raise InvalidValue(
                 f"embed: ids are those of id_column={id_column!r}, or id_prefix={id_prefix!r} and row numbers; give "
                 "one of the two."
             )
         texts = read_texts(source, column, id_column)
-        ids = _numbered(len(texts), id_prefix) if texts.ids is None else texts.ids
+        given = _numbered(len(texts), id_prefix) if texts.ids is None else texts.ids
         data = f"{texts.fingerprint}{id_prefix}"
-        return embed(named, texts, out, ids=ids, metadata=texts.columns, data=data, **options)
+        return embed(named, texts, out, ids=given, metadata=texts.columns, data=data, **options)
     images = ImageData(source, size=named.size)
     images.prepare_data()
-    return _embed_data(named, images, out, split, id_prefix, thumbnails, **options)
+    return _embed_data(named, images, out, split, ids, id_prefix, thumbnails, **options)
 
 
 def _embed_data(
     encoder: nn.Module,
     data: Any,
     out: Folder,
-    split: str | None,
+    split: Literal["train", "test"] | None,
+    ids: IdKind,
     id_prefix: str,
     thumbnails: bool,
+    about: Mapping[str, Any],
     **options: Any,
 ) -> Embeddings | None:
-    """Embed a split of a data module, with its labels."""
+    """Embed a split of a data module, with its labels and the names of its files."""
     split = split or ("train" if data.inputs.test is None else "test")
     inputs = data.inputs.train if split == "train" else data.inputs.test
     if inputs is None:
@@ -281,12 +299,18 @@ def _embed_data(
     metadata: dict[str, Sequence[Any]] = {}
     if labels is not None:
         metadata = {"label": labels.tolist(), "class": [data.class_names[label] for label in labels.tolist()]}
+    names = data.file_names(split) if hasattr(data, "file_names") else None
+    if names is not None:
+        metadata["path"] = pa.array(names, pa.string())
+        # Files can be renamed and keep their content, which is all that the fingerprint of the data may cover.
+        about = {**about, "paths": hashlib.sha256("\n".join(map(str, names)).encode()).hexdigest()[:16]}
     return embed(
         encoder.to(options["device"]),
         inputs,
         out,
-        ids=_numbered(len(inputs), id_prefix),
+        ids=_numbered(len(inputs), id_prefix) if ids == "row" else _file_ids(names, id_prefix),
         metadata=metadata,
+        about={**about, **({} if ids == "row" else {"ids": ids})},
         thumbnails=thumbnails,
         data=f"{data.fingerprint}-{split}{id_prefix}",
         num_workers=data.num_workers,
@@ -298,6 +322,26 @@ def _numbered(count: int, prefix: str) -> Array:
     """Row numbers as ids, with a prefix as texts."""
     numbers = np.arange(count)
     return numbers if not prefix else np.array([f"{prefix}{number}" for number in numbers], object)
+
+
+def _file_ids(names: Sequence[str | None] | None, prefix: str) -> Array:
+    """File names as ids, with a prefix."""
+    advice = "ids='row' numbers the images"
+    if names is None:
+        raise InvalidValue(f"embed: ids='path', but the inputs are in no files that have a name; {advice}.")
+    missing = [row for row, name in enumerate(names) if not name]
+    if missing:
+        raise InvalidValue(
+            f"embed: ids='path', but {len(missing)} of {len(names)} images have no file name, the first in row "
+            f"{missing[0]}; {advice}."
+        )
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise InvalidValue(
+            f"embed: ids='path', but {shown(name)} stands {times} times among the file names; an id means one item. "
+            f"Leave the image out where it is repeated, or {advice}."
+        )
+    return np.array([f"{prefix}{name}" for name in names], object)
 
 
 def _device(device: str) -> str:

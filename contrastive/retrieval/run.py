@@ -13,7 +13,7 @@ from torch import nn
 
 from contrastive.checks import check_number, check_whole
 from contrastive.errors import FileMissing, InvalidValue
-from contrastive.retrieval.embed import embed_named, embed_run
+from contrastive.retrieval.embed import IdKind, embed_named, embed_run
 from contrastive.retrieval.folder import files_listed, read_manifest
 from contrastive.retrieval.ids import Array
 from contrastive.retrieval.index import KIND, VERSION, Index
@@ -37,6 +37,7 @@ def write_embeddings(
     split: Literal["train", "test"] | None = None,
     column: str = "text",
     id_column: str | None = None,
+    ids: IdKind = "row",
     id_prefix: str = "",
     thumbnails: bool = True,
     shard_size: int = 16_384,
@@ -57,7 +58,9 @@ def write_embeddings(
         split: which part of the images; by default the test set, or everything where there is none.
         column: of the texts.
         id_column: of their ids; row numbers are ids without it.
-        id_prefix: ids are this and the row number, as ``train-7``, so that several sets can be searched together.
+        ids: of images: ``row`` for row numbers, ``path`` for the names of their files, relative to the source.
+        id_prefix: ids are this and the row number or file name, as ``train-7``, so that several sets can be searched
+            together.
         thumbnails: keep each image as PNG, for pages that show neighbours.
         shard_size: vectors in a shard.
         batch_size: inputs that are encoded at a time.
@@ -79,7 +82,7 @@ def write_embeddings(
             "embed: give either run (the folder of a training run) or encoder (as timm/resnet18), to say what encodes."
         )
     common: dict[str, Any] = {"shard_size": shard_size, "batch_size": batch_size, "device": device}
-    common |= {"split": split, "id_prefix": id_prefix, "thumbnails": thumbnails}
+    common |= {"split": split, "ids": ids, "id_prefix": id_prefix, "thumbnails": thumbnails}
     if run is not None:
         if not pretrained or image_size is not None or id_column is not None or column != "text":
             raise InvalidValue(

@@ -202,13 +202,14 @@ def test_neighbours_agree_where_embeddings_do():
 def test_sample_is_spread_over_the_whole_set():
     data = TensorData(torch.arange(1000.0).view(-1, 1), test_inputs=torch.zeros(1, 1))
     loader, _ = data.evaluation_loaders()
-    drawn, labels = inspection.draw(loader, 100, torch.Generator().manual_seed(0))
+    drawn, labels, rows = inspection.draw(loader, 100, torch.Generator().manual_seed(0))
     assert labels is None
     assert len(drawn.unique()) == 100
     assert drawn.flatten().tolist() == sorted(drawn.flatten().tolist())
     assert drawn.min() < 100
     assert drawn.max() > 900
-    everything, _ = inspection.draw(loader, 1000, torch.Generator())
+    assert torch.equal(rows, drawn.flatten().long())
+    everything, *_ = inspection.draw(loader, 1000, torch.Generator())
     assert torch.equal(everything.flatten(), torch.arange(1000.0))
 
 

