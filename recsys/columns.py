@@ -5,13 +5,12 @@ over, since histories would then be in the order of the file without anyone know
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
 from contrastive.errors import InvalidValue
+from recsys.times import counts_rows, looks_like_times
 
 AUTO = "auto"
 """Look for a column of times; None would take the order of the file."""
@@ -107,6 +106,12 @@ _TIME = (
     ),
 )
 _TIME_WORDS = {"time", "times", "date", "dates", "datetime", "timestamp", "timestamps", "ts", "epoch", "day"}
+# Whole names that mean a time unless the column counts the rows or says yes and no.
+_TIME_NAMES = {
+    *("when", "stamp", "tstamp", "dt", "dtm", "moment", "instant", "created", "createdon", "week", "month"),
+    *("ordered", "rated", "viewed", "clicked", "purchased", "visited", "watched", "zeit", "datum", "fecha"),
+}
+_NUMBERS_OF_THINGS = {"id", "ids", "no", "nr", "number", "code", "key", "ean", "isbn", "upc", "phone", "zip"}
 
 
 def user_role(given: str | None) -> Role:
@@ -134,7 +139,7 @@ def choose(
     roles: Mapping[str, Role],
     where: str,
     call: str,
-    kinds: Mapping[str, Any] | None = None,
+    sample: Callable[[], Mapping[str, Any]] = dict,
 ) -> dict[str, str]:
     """The column of each role that has one.
 
@@ -143,7 +148,8 @@ def choose(
         roles: what is looked for; a role ``"time"`` that is found by its name must not miss other times.
         where: the table, for errors.
         call: for errors.
-        kinds: Arrow types of the columns, as far as they are known; a date is a time whatever its name.
+        sample: gives the first values of each column, Arrow arrays, by which times are known whatever their name. It
+            is called only if no column of times was named or found.
 
     Raises:
         ValueError: a column is missing or stands twice, or several may be meant.
@@ -179,7 +185,7 @@ def choose(
                 f"{call}: {where} has no columns {wanted} for the {role}; it has {listed}. {advice}"
             )
     if "time" in roles and "time" not in chosen:
-        _refuse_unread_times([name for name in has if name not in chosen.values()], kinds or {}, where, call)
+        _refuse_unread_times([name for name in has if name not in chosen.values()], sample(), where, call)
     return chosen
 
 
@@ -196,25 +202,36 @@ def _plain(name: Any) -> str:
     return re.sub(r"[\W_]+", "", str(name)).casefold()
 
 
-def _refuse_unread_times(names: Sequence[str], kinds: Mapping[str, Any], where: str, call: str) -> None:
+def _refuse_unread_times(names: Sequence[str], sample: Mapping[str, Any], where: str, call: str) -> None:
     """Refuse the order of the file where a column may hold times."""
-    may = [name for name in names if _sounds_like_time(str(name)) or _is_time(kinds.get(name))]
+    may = [name for name in names if _may_be_time(str(name), sample.get(name))]
     if may:
         several = "columns that may be" if len(may) > 1 else "a column that may be"
         raise InvalidValue(
-            f"{call}: {where} has {several} the time: {', '.join(map(str, may))}. Name the one with time=, or give "
-            "time=None (null on the command line) to take histories in the order of the file."
+            f"{call}: {where} has {several} the time: {', '.join(map(str, may))}. Name the one with time= "
+            f"(--data.time={may[0]} on the command line), or take histories in the order of the file with time=None "
+            "(--data.time=null)."
         )
 
 
+def _may_be_time(name: str, values: Any) -> bool:
+    if _sounds_like_time(name):
+        return True
+    if values is None:
+        return _plain(name) in _TIME_NAMES
+    if _words(name)[-1:] and _words(name)[-1] in _NUMBERS_OF_THINGS:
+        return False
+    return looks_like_times(values) or (_plain(name) in _TIME_NAMES and not counts_rows(values))
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)]
+
+
 def _sounds_like_time(name: str) -> bool:
-    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)]
+    words = _words(name)
     return (
         bool(_TIME_WORDS & set(words))
-        or (len(words) > 1 and words[-1] == "at")
-        or _plain(name).endswith(("timestamp", "datetime", "unixtime", "eventtime"))
+        or (len(words) > 1 and words[-1] in ("at", "dt"))
+        or _plain(name).endswith(("timestamp", "datetime", "unixtime", "eventtime", "eventdate"))
     )
-
-
-def _is_time(kind: Any) -> bool:
-    return kind is not None and (pa.types.is_timestamp(kind) or pa.types.is_date(kind))

@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from contrastive.errors import FileMissing, InvalidType, InvalidValue
-from recsys.columns import AUTO, Role, choose
+from recsys.columns import Role, choose
 from recsys.content import no_text, read_content
 from recsys.times import Where
 
 _TABLES = {".parquet": "parquet", ".inter": "inter", ".item": "inter", ".csv": "csv", ".tsv": "csv"}
-_SAMPLE = 1 << 16  # bytes from which the types of columns are told that are not read
+_SAMPLE = 1 << 16  # bytes by which columns are judged that are not read
+_SAMPLE_ROWS = 1000  # of a table that is no text
 # RecBole's types, written behind the names.
 _RECBOLE = {
     "token": pa.string(),
@@ -128,7 +129,7 @@ def frame_table(frame: Any, roles: Mapping[str, Role], call: str, rest: bool = F
             f"{call}: {type(frame).__name__} is no table; give a data frame of pandas or polars, or an Arrow table."
         )
     has = list(has)
-    chosen = choose(has, roles, "the table", call, {name: _frame_type(frame, name) for name in has})
+    chosen = choose(has, roles, "the table", call, lambda: _frame_sample(frame, has, call))
     columns = {role: arrow_column(frame[name], name, call) for role, name in chosen.items()}
     sizes = {name: len(columns[role]) for role, name in chosen.items()}
     if len(set(sizes.values())) > 1:
@@ -142,14 +143,19 @@ def frame_table(frame: Any, roles: Mapping[str, Role], call: str, rest: bool = F
     )
 
 
-def _frame_type(frame: Any, name: Any) -> Any:
-    """Arrow type of a column if it is one of dates, as far as that is told without reading the column."""
-    column = frame[name]
-    kind = getattr(column, "type", None)
-    if isinstance(kind, pa.DataType):
-        return kind
-    told = str(getattr(column, "dtype", "")).lower()
-    return pa.timestamp("us") if told.startswith(("datetime", "date", "timestamp")) else None
+def _frame_sample(frame: Any, names: list[Any], call: str) -> dict[Any, Any]:
+    """The first rows of the columns, of those that Arrow can hold."""
+    found = {}
+    for name in names:
+        if names.count(name) > 1:
+            continue
+        column = frame[name]
+        try:
+            first = column.head(_SAMPLE_ROWS) if hasattr(column, "head") else column[:_SAMPLE_ROWS]
+            found[name] = arrow_column(first, name, call)
+        except (InvalidValue, TypeError):
+            continue  # of mixed types, or no sequence
+    return found
 
 
 def arrow_column(values: Any, name: Any, call: str) -> Any:
@@ -161,7 +167,7 @@ def arrow_column(values: Any, name: Any, call: str) -> Any:
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
     if hasattr(values, "to_arrow"):
-        return values.toarrow_column()
+        return values.to_arrow()
     try:
         return pa.array(values, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
@@ -174,17 +180,27 @@ def _parquet(path: Path, kind: str, roles: Mapping[str, Role], call: str, rest: 
     if not path.is_file():
         raise FileMissing(f"{call}: {path.resolve()} does not exist or is a folder; give a file.")
     try:
-        schema = pq.read_schema(path)
-        chosen = choose(
-            schema.names, roles, str(path), call, dict(zip(schema.names, schema.types, strict=True))
-        )
-        wanted = list(schema.names) if rest else list(chosen.values())
-        table = pq.ParquetFile(path).read(columns=wanted)
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        chosen = choose(names, roles, str(path), call, lambda: _parquet_sample(file))
+        wanted = names if rest else list(chosen.values())
+        table = file.read(columns=wanted)
     except (pa.ArrowInvalid, OSError) as error:
         raise InvalidValue(f"{call}: {path} cannot be read as Parquet: {error}") from error
     further = {name: table.column(name) for name in table.column_names if rest and name != chosen.get("item")}
     columns = {role: table.column(name) for role, name in chosen.items()}
     return Table(columns, chosen, lambda row: f"row {row} of {path}", further)
+
+
+def _parquet_sample(file: Any) -> dict[str, Any]:
+    """The first rows of the columns, but for pictures and alike."""
+    names = [
+        field.name
+        for field in file.schema_arrow
+        if not (pa.types.is_binary(field.type) or pa.types.is_nested(field.type))
+    ]
+    first = next(file.iter_batches(_SAMPLE_ROWS, columns=names), None)
+    return {} if first is None else dict(zip(first.schema.names, first.columns, strict=True))
 
 
 def _text(path: Path, kind: str, roles: Mapping[str, Role], call: str, rest: bool) -> Table:
@@ -215,8 +231,7 @@ def _text(path: Path, kind: str, roles: Mapping[str, Role], call: str, rest: boo
     parse = arrow_csv.ParseOptions(
         delimiter=delimiter, quote_char=False if recbole else '"', newlines_in_values=not recbole
     )
-    untold = roles.get("time") and (roles["time"].given in (None, AUTO))
-    chosen = choose(bare, roles, str(path), call, _sampled(content, bare, parse) if untold else None)
+    chosen = choose(bare, roles, str(path), call, lambda: _text_sample(content, bare, parse))
     wanted = [name for name in bare if rest or name in chosen.values()]
     texts = set(wanted if rest else chosen.values()) - {chosen.get("time")}
     bad_rows: list[Any] = []
@@ -289,18 +304,18 @@ def _places(content: bytes, path: Path, delimiter: str, recbole: bool) -> Where:
     return where
 
 
-def _sampled(content: bytes, names: list[str], parse: Any) -> dict[str, Any]:
-    """Types of the columns by the first rows of a text; nothing if these cannot be read."""
+def _text_sample(content: bytes, names: list[str], parse: Any) -> dict[str, Any]:
+    """The first rows of the columns of a text; nothing if these cannot be read."""
     import pyarrow.csv as arrow_csv
 
     sample = content[:_SAMPLE]
     sample = sample if len(sample) == len(content) else sample[: sample.rfind(b"\n") + 1]
     try:
         read = arrow_csv.ReadOptions(use_threads=False, **_named(content, names))
-        schema = arrow_csv.read_csv(pa.BufferReader(sample), read, parse).schema
+        table = arrow_csv.read_csv(pa.BufferReader(sample), read, parse)
     except pa.ArrowInvalid:
         return {}
-    return dict(zip(schema.names, schema.types, strict=True))
+    return dict(zip(table.column_names, table.columns, strict=True))
 
 
 def _trimmed(column: Any) -> Any:

@@ -70,7 +70,7 @@ def test_usual_names_are_found_and_time_orders(tmp_path, heading, kind):
         ("user_id,product_id,asin", "several columns that may be the item: product_id, asin. Name one"),
         ("user,item,timestamp,date", "several columns that may be the time: timestamp, date. Name one"),
         ("user,item,time,Time", "several columns that may be the time: time, Time"),
-        ("user,item,day", r"a column that may be the time: day. Name the one with time=, or give time=None"),
+        ("user,item,day", r"a column that may be the time: day. Name the one with time= "),
         ("user,item,watchedAt", "a column that may be the time: watchedAt"),
         ("user,item,play_time,last_date", "columns that may be the time: play_time, last_date"),
         ("user,item,StartTimestamp", "a column that may be the time: StartTimestamp"),
@@ -124,6 +124,135 @@ def test_dates_under_another_name_are_not_passed_over(tmp_path):
 def test_other_columns_are_no_times(tmp_path, column):
     data = SequenceData.read(write(tmp_path / "a.csv", f"user,item,{column}\n1,2,3\n1,1,4\n"))
     assert (data.times, histories(data)) == (None, [[2, 1]])
+
+
+UNREAD = {  # newest first, under names that say nothing
+    "seconds": [1_577_923_200, 1_577_836_800],
+    "milliseconds": [1_577_923_200_000, 1_577_836_800_000],
+    "microseconds": [1_577_923_200_000_000, 1_577_836_800_000_000],
+    "nanoseconds": [1_577_923_200_000_000_000, 1_577_836_800_000_000_000],
+    "seconds with fractions": [1_577_923_200.25, 1_577_836_800.5],
+    "numbers without signs": [20200102, 20200101],
+    "with the time of day": [20200102093000, 20200101093000],
+    "ISO": ["2020-01-02", "2020-01-01"],
+    "ISO with zones": ["2020-01-02T00:00:00+01:00", "2020-01-01T00:00:00Z"],
+    "slashes": ["2020/01/02", "2020/01/01"],
+    "German": ["2.1.2020", "1.1.2020 12:30"],
+    "American": ["1/2/2020", "1/1/20 1:30 PM"],
+    "words": ["Jan 2, 2020", "1st January 2020"],
+    "of Twitter": ["Thu Jan 02 10:00:00 +0000 2020", "Wed Jan 01 10:00:00 +0000 2020"],
+    "of HTTP": ["Thu, 02 Jan 2020 10:00:00 GMT", "Wed, 01 Jan 2020 10:00:00 GMT"],
+    "texts of numbers": ["1577923200", " 1577836800.0"],
+    "a mark for missing": [*range(1_577_923_200, 1_577_923_180, -1), -1],
+    "empty cells": [1_577_923_200, None, 1_577_836_800],
+}
+NOTHING = ("added", "seen", "x", "info")
+NAMED = (
+    "when",
+    "created",
+    "stamp",
+    "dt",
+    "When",
+    "CREATED",
+    "trans_dt",
+    "moment",
+    "event_dt",
+    "week",
+    "t_stamp",
+)
+
+
+@pytest.mark.parametrize("values", UNREAD.values(), ids=UNREAD)
+def test_times_are_known_by_their_values(tmp_path, values):
+    rows = len(values)
+    columns = {"user": [1] * rows, "item": list(range(rows, 0, -1)), "rating": [4] * rows, "info": values}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    cells = ["" if value is None else f'"{value}"' if isinstance(value, str) else value for value in values]
+    lines = [f"1,{rows - at},4,{cell}" for at, cell in enumerate(cells)]
+    text = write(tmp_path / "a.csv", "\n".join(["user,item,rating,info", *lines]) + "\n")
+    for read in (
+        lambda **more: SequenceData.read(tmp_path / "a.parquet", **more),
+        lambda **more: SequenceData.read(text, **more),
+        lambda **more: SequenceData.from_dataframe(columns, **more),
+        lambda **more: RecommenderData(str(text), **more).data,
+    ):
+        with pytest.raises(
+            ValueError, match=r"time: info\. Name .*--data\.time=info on .*\(--data\.time=null\)"
+        ):
+            read()
+        assert histories(read(time=None)) == [list(range(rows, 0, -1))]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_times_are_known_by_their_names(tmp_path, name):
+    path = write(tmp_path / "a.csv", f"user,item,{name}\n1,2,7\n1,1,5\n")
+    with pytest.raises(ValueError, match=f"a column that may be the time: {name}. "):
+        SequenceData.read(path)
+    assert histories(SequenceData.read(path, time=name)) == [[1, 2]]
+
+
+@pytest.mark.parametrize("name", ["when", "created", "stamp", *NOTHING])
+@pytest.mark.parametrize(
+    "values",
+    [[1, 2, 3], [0, 1, 2], [41, 42, 43], [True, False, True]],
+    ids=["from 1", "from 0", "on", "flags"],
+)
+def test_the_number_of_a_row_is_no_time(tmp_path, name, values):
+    rows = "".join(f"1,{9 - at},{value}\n" for at, value in enumerate(values))
+    text = write(tmp_path / "a.csv", f"user,item,{name}\n" + rows)
+    columns = {"user": [1] * 3, "item": [9, 8, 7], name: values}
+    for data in (SequenceData.read(text), SequenceData.from_dataframe(columns)):
+        assert (data.times, histories(data)) == (None, [[9, 8, 7]])
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    {
+        "order_id": [1_577_923_200, 1_577_836_800],
+        "ean": [4_006_381_333_931, 4_006_381_333_932],
+        "price": [19.99, 5.0],
+        "version": ["1.12.20", "1.2.3"],
+        "length": ["1:30:00", "0:45:00"],
+        "year": [1995, 2020],
+        "zip": [20001231, 19971101],
+        "views": [3_000_000, 631_000_000],
+        "title": ["May 2020", "12 monkeys"],
+        "empty": [None, None],
+        "kinds": [["a"], ["b"]],
+    }.items(),
+    ids=str,
+)
+def test_what_is_no_time_is_passed_over(tmp_path, name, values):
+    columns = {"user": [1, 1], "item": [2, 1], name: values}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    rows = "".join(
+        f"1,{item},{'' if value is None else value}\n" for item, value in zip((2, 1), values, strict=True)
+    )
+    reads = [SequenceData.read(tmp_path / "a.parquet"), SequenceData.from_dataframe(columns)]
+    if name != "kinds":
+        reads.append(SequenceData.read(write(tmp_path / "a.csv", f"user,item,{name}\n" + rows)))
+    for data in reads:
+        assert (data.times, histories(data)) == (None, [[2, 1]])
+
+
+def test_a_column_of_another_library_is_read_by_its_own_way_to_arrow():
+    class Series:
+        def __init__(self, values):
+            self.values = pa.array(values)
+
+        def __len__(self):
+            return len(self.values)
+
+        def head(self, rows):
+            return Series(self.values[:rows])
+
+        def to_arrow(self):
+            return self.values
+
+    columns = {"user": Series([1, 1]), "item": Series([2, 1])}
+    assert histories(SequenceData.from_dataframe(columns)) == [[2, 1]]
+    with pytest.raises(ValueError, match="a column that may be the time: info"):
+        SequenceData.from_dataframe(columns | {"info": Series([1_577_923_200, 1_577_836_800])})
 
 
 # ---------------------------------------------------------------------- times
