@@ -19,6 +19,7 @@ from contrastive.arguments import checked
 from contrastive.checks import check_choice, check_flag, check_number, check_whole, shown
 from contrastive.errors import InvalidType, InvalidValue, NotFinite
 from contrastive.similarity.distributed import global_sum
+from contrastive.training.resume import Place
 from recsys.batches import Batch, Held, HeldOutBatches, PrefixTable, TrainingBatches, training_prefixes
 from recsys.data import Cases, Format, SequenceData, Sequences, Split
 from recsys.encoders import SequenceEncoder
@@ -26,6 +27,7 @@ from recsys.mclrec import MCLRec
 from recsys.metrics import HISTORIES, TIES, History, Ties, rank_by_vectors
 from recsys.objectives import FullSoftmax, Head, Samples
 from recsys.order import Order
+from recsys.plan import describe_run
 from recsys.running_metrics import RankingMetrics
 
 
@@ -107,7 +109,7 @@ class RecommenderData(LightningDataModule):
                 )
         else:
             data = SequenceData.read(source, format, items, attributes, user, item, time, ties, tie_seed)
-        self.data = data.k_core(core, core) if core else data
+        self.data, self.kind = data.k_core(core, core) if core else data, split
         self.split: Split = self.data.split(split, short=short, cuts=cuts, fractions=fractions)
         self.needs_samples = False  # set by a model whose heads ask for them
 
@@ -115,6 +117,11 @@ class RecommenderData(LightningDataModule):
     def num_items(self) -> int:
         """Items of the catalogue."""
         return self.data.num_items
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the histories, see :attr:`SequenceData.fingerprint`."""
+        return self.data.fingerprint
 
     def train_dataloader(self) -> TrainingBatches:
         """Batches of an epoch."""
@@ -271,6 +278,7 @@ class SequentialRecommender(LightningModule):
         self.prefixes: PrefixTable | None = None
         self._waiting: list[tuple[Batch, int]] = []  # batches of the step to come, with their numbers
         self._waited = 0  # how many a checkpoint had
+        self._resumed: Place | None = None
         self._catalogue: str | None = None  # a checksum, once there are data
         self._cases: dict[str, Sequences] = {}
         self.ranks: dict[str, np.ndarray[Any, Any]] = {}
@@ -278,13 +286,20 @@ class SequentialRecommender(LightningModule):
     # ------------------------------------------------------------------ before training
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add none; let the trainer clip and accumulate.
+        """Add the run plan, unless the trainer has it; let the trainer clip and accumulate.
 
         Lightning refuses both to a module that steps by itself, and asks between this hook and :meth:`setup`. This
         module carries them out.
         """
+        from contrastive.training.callbacks import RunPlan
+
         self.automatic_optimization = True
-        return []
+        present = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
+        return [] if RunPlan in present else [RunPlan()]
+
+    def plan(self) -> dict[str, str]:
+        """What the run is about to do, by names: columns, order and ties of the data among it."""
+        return describe_run(self.trainer, self, self._resumed)
 
     def setup(self, stage: str) -> None:
         """Make the item table, and let the heads see the data."""
@@ -303,7 +318,7 @@ class SequentialRecommender(LightningModule):
         self.encoder.setup(data.num_items)
         self._catalogue = _checksum(data.data.item_ids)
         if stage == "fit":
-            self._waiting, self._waited = [], 0
+            self._waiting, self._waited, self._resumed = [], 0, None
             data.needs_samples = bool(len(self.heads))
             if len(self.heads):
                 self.prefixes = training_prefixes(
@@ -356,6 +371,8 @@ class SequentialRecommender(LightningModule):
             )
         self.encoder.setup(count)
         self._waited = saved.get("waiting", 0)
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            self._resumed = Place.read(checkpoint)
         for number, head in enumerate(self._heads()):
             prefix = f"heads.{number}."
             own = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}

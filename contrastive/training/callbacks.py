@@ -25,21 +25,35 @@ def run_folder(trainer: Trainer) -> Path:
 
 
 class RunPlan(Callback):
-    """Print what is about to happen, before the first step."""
+    """Print what is about to happen, before the first step: of :class:`Pretrain`, and of modules with a ``plan()``."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the plan on the first process."""
-        if isinstance(pl_module, Pretrain):
+        if isinstance(pl_module, Pretrain) or callable(getattr(pl_module, "plan", None)):
             trainer.print(describe_run(trainer, pl_module))
 
 
-def describe_run(trainer: Trainer, module: Pretrain) -> str:
+def describe_run(trainer: Trainer, module: LightningModule) -> str:
     """Describe a run in a few lines: data, batch, negatives, steps, learning rate, network, machine.
 
     Args:
         trainer: A trainer whose training is about to start, so that its loaders are there.
-        module: What it trains.
+        module: What it trains: a :class:`Pretrain`, or a module with ``plan() -> {name: text}``.
     """
+    chunk = getattr(module, "cache_chunk_size", 0)
+    rows = {
+        **(_pretraining(trainer, module) if isinstance(module, Pretrain) else module.plan()),  # type: ignore[operator]
+        "machine": (
+            f"{trainer.num_devices} x {module.device.type}, precision {trainer.precision}"
+            + (f", {chunk:,} rows encoded at a time" if chunk else "")
+        ),
+        "run folder": str(run_folder(trainer)),
+    }
+    width = max(14, 1 + max(map(len, rows)))
+    return "Run plan\n" + "\n".join(f"  {name:<{width}}{value}" for name, value in rows.items())
+
+
+def _pretraining(trainer: Trainer, module: Pretrain) -> dict[str, str]:
     data = getattr(trainer, "datamodule", None)
     samples = getattr(data, "num_samples", None)
     source = getattr(data, "source", None) or type(data or trainer.train_dataloader).__name__
@@ -52,7 +66,7 @@ def describe_run(trainer: Trainer, module: Pretrain) -> str:
     config, steps = module.optimizer_config, module.total_steps
     epochs = module.total_epochs
     warmup, peak = config.warmup(steps), config.peak((together or 0) * accumulated)
-    rows = {
+    return {
         "data": f"{source}, {samples:,} samples" if samples else f"{source}",
         **getattr(data, "notes", {}),
         **module.describe(),
@@ -73,14 +87,7 @@ def describe_run(trainer: Trainer, module: Pretrain) -> str:
         **{name.replace("_", " "): _named(encoder) for name, encoder in module.further_encoders.items()},
         "projector": _named(module.projector),
         "objective": type(module.objective).__name__,
-        "machine": (
-            f"{trainer.num_devices} x {module.device.type}, precision {trainer.precision}"
-            + (f", {module.cache_chunk_size:,} rows encoded at a time" if module.cache_chunk_size else "")
-        ),
-        "run folder": str(run_folder(trainer)),
     }
-    width = max(14, 1 + max(map(len, rows)))
-    return "Run plan\n" + "\n".join(f"  {name:<{width}}{value}" for name, value in rows.items())
 
 
 def _resumed(module: Pretrain, steps: int, warmup: int, peak: float) -> dict[str, str]:
