@@ -109,7 +109,19 @@ _TIME_WORDS = {"time", "times", "date", "dates", "datetime", "timestamp", "times
 # Whole names that mean a time unless the column counts the rows or says yes and no.
 _TIME_NAMES = {
     *("when", "stamp", "tstamp", "dt", "dtm", "moment", "instant", "created", "createdon", "week", "month"),
-    *("ordered", "rated", "viewed", "clicked", "purchased", "visited", "watched", "zeit", "datum", "fecha", "wann"),
+    *(
+        "ordered",
+        "rated",
+        "viewed",
+        "clicked",
+        "purchased",
+        "visited",
+        "watched",
+        "zeit",
+        "datum",
+        "fecha",
+        "wann",
+    ),
 }
 _NUMBERS_OF_THINGS = {"id", "ids", "no", "nr", "number", "code", "key", "ean", "isbn", "upc", "phone", "zip"}
 

@@ -212,6 +212,15 @@ class ItemKNN:
         return torch.from_numpy((_by_age(histories, self.recency, similarity) @ similarity).toarray())
 
 
+FLOORS: dict[str, type[Popularity | MarkovChain | SequentialRules | ItemKNN]] = {
+    "popularity": Popularity,
+    "Markov chain": MarkovChain,
+    "sequential rules": SequentialRules,
+    "item-kNN": ItemKNN,
+}
+"""All of them, by the names that tables give them."""
+
+
 def _by_age(histories: Sequences, recency: float, table: Any) -> Any:
     """Histories as rows ``(B, num_items + 1)`` of ``recency^age``, sparse; ``table`` has a row for every item."""
     rows = np.repeat(np.arange(len(histories)), histories.lengths)

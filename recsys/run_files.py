@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from contrastive.errors import InvalidValue
 from recsys.content import read_lines
 from recsys.data import Cases, Format, SequenceData
-from recsys.floors import ItemKNN, MarkovChain, Popularity, SequentialRules
+from recsys.floors import FLOORS
 from recsys.metrics import KS, MISSED, History, Ties, paired_bootstrap, rank_targets, ranking_metrics
 from recsys.order import Order
 from recsys.results import RankingResult, format_results, write_results
@@ -246,13 +246,8 @@ def evaluate_run_files(
             )
         if found.other_users:
             notes.append(f"{model}: {found.other_users:,} users have no {split} case and were left out.")
-    for floor, scorer in (
-        ("popularity", Popularity()),
-        ("Markov chain", MarkovChain()),
-        ("sequential rules", SequentialRules()),
-        ("item-kNN", ItemKNN()),
-    ):
-        scorer.fit(parts.train, interactions.num_items)
+    for floor, kind in FLOORS.items():
+        scorer = kind().fit(parts.train, interactions.num_items)
         results.append(result(floor, rank_targets(scorer.score, cases, history, ties)))
     comparisons = []
     if len(ranked) == 2:

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -122,6 +123,14 @@ class RecommenderData(LightningDataModule):
     def fingerprint(self) -> str:
         """SHA-256 of the histories, see :attr:`SequenceData.fingerprint`."""
         return self.data.fingerprint
+
+    def evaluate_run(
+        self, run: str | os.PathLike[str], *, baselines: bool, seed: int, device: str, trust: bool
+    ) -> dict[str, Any]:
+        """Rank by the recommender of a run; :func:`contrastive.evaluation.evaluate_run` asks for this."""
+        from recsys.evaluation import evaluate_recommender
+
+        return evaluate_recommender(run, self, floors=baselines, seed=seed, device=device, trust=trust)
 
     def train_dataloader(self) -> TrainingBatches:
         """Batches of an epoch."""

@@ -1,6 +1,7 @@
 """The command line: instant help, short errors, precedence, run folders, user-defined classes, the whole quickstart."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -126,6 +127,25 @@ def test_list_names_what_the_packages_export(capsys: pytest.CaptureFixture[str])
     public = [name for name in objectives.__all__ if isinstance(getattr(objectives, name), type)]
     assert all((name in listed) == (name != "Objective") for name in public)
     assert not any(name in listed for name in encoders.__all__)
+
+
+def test_list_names_the_parts_of_recommenders(capsys: pytest.CaptureFixture[str]) -> None:
+    import recsys
+    from recsys.encoders import SequenceEncoder
+    from recsys.objectives import Head
+
+    assert main(["list", "--kind=recommenders"]) == 0
+    listed = capsys.readouterr().out
+    kinds = {name: getattr(recsys, name) for name in recsys.__all__}
+    for name, kind in kinds.items():
+        parts = {"encoder": SequenceEncoder, "head": Head, "data": recsys.RecommenderData}
+        for part, base in parts.items():
+            named = isinstance(kind, type) and issubclass(kind, base)
+            assert bool(re.search(rf"  recsys\.{name} +{part}: \S", listed)) == named, (name, part)
+    for loss in ("FullSoftmax", "SampledSoftmax", "BPR", "BCE"):
+        assert re.search(rf"  recsys\.{loss} +loss: \S", listed)
+    assert main(["list"]) == 0
+    assert listed.strip() in capsys.readouterr().out
 
 
 def test_the_guides_from_data_to_objective_leave_none_out() -> None:

@@ -20,7 +20,8 @@ TRAINER_COMMANDS = {
 PLAIN_COMMANDS = {
     "probe": "linear probe on the frozen encoder of a run",
     "knn": "k-nearest-neighbour accuracy of the frozen encoder of a run",
-    "evaluate": "probe and kNN at few and at all labels, beside raw pixels and an untrained encoder",
+    "evaluate": "probe and kNN at few and at all labels, beside raw pixels and an untrained encoder; a recommender "
+    "beside floors",
     "few-shot": "N-way K-shot accuracy of the frozen encoder of a run, inductive and transductive heads apart",
     "embed": "write the vectors of a data set to disk, going on where it was stopped",
     "index": "build a searchable index of vectors on disk",
@@ -29,7 +30,7 @@ PLAIN_COMMANDS = {
     "explore": "a local page over an index: neighbours, a map, two encoders side by side",
     "export": "the encoder of a run as ONNX, TorchScript or safetensors, compared with the original",
     "report": "write report.html into a run folder",
-    "list": "objectives, encoders, views and data sources that can be named",
+    "list": "objectives, encoders, views, data sources and parts of recommenders that can be named",
     "check-data": "read every sample once and name the first bad one",
 }
 INTERRUPTED, TERMINATED = 130, 143  # what shells report after Ctrl-C and after a termination signal

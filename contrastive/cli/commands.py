@@ -3,7 +3,8 @@
 import ast
 import inspect
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -266,11 +267,21 @@ GUIDE = {
     "... and attributes, own loop": ("SupervisedSepCLR",),
     "labels, and a trained encoder": ("CoreTuning", "CrossEntropy"),
 }
+# Base class of what a recommender is made of -> what it is.
+RECOMMENDER_PARTS = {
+    "LightningModule": "model",
+    "LightningDataModule": "data",
+    "SequenceEncoder": "encoder",
+    "nn.Module": "loss",
+    "Head": "head",
+}
 NOT_TO_CHOOSE = {"Objective", "Views", "Recipe", "Batch", "Loader", "DataReport"}
 
 
 def public_classes(
-    kind: Literal["all", "objectives", "encoders", "views", "data", "training", "configs"] = "all",
+    kind: Literal[
+        "all", "objectives", "encoders", "views", "data", "training", "recommenders", "configs"
+    ] = "all",
 ) -> str:
     """Return what can be named in a configuration, with a line on each; reads the source and imports nothing.
 
@@ -288,6 +299,15 @@ def public_classes(
             "sources of ImageData: digits, a torchvision data set (CIFAR10, ...), a folder of images or of Parquet "
             "files, a .parquet file, a list of files (.csv, .tsv, .txt)"
         )
+        lines.append("")
+    if kind in ("all", "recommenders"):
+        lines += ["recommenders (--config recsys/quickstart):"]
+        lines += [f"  {name:<29}{part}: {about}" for part, name, about in _recommender_parts()]
+        lines += [
+            "sources of recsys.RecommenderData: synthetic, a table (.csv, .tsv, .parquet, .inter) or a folder of them, "
+            "lines of a user and items (.txt, .seq.tsv)",
+            "",
+        ]
     if kind in ("all", "configs"):
         lines.append(f"configurations, for --config: {', '.join(shipped_configurations())}")
     return "\n".join(lines).rstrip()
@@ -306,12 +326,31 @@ def _classes_of(package: str) -> Iterator[tuple[str, str]]:
                 yield node.name, f"{about} Needs {needs}." if needs else about
 
 
-def _assigned(scope: ast.Module | ast.ClassDef, name: str) -> Sequence[str]:
+def _recommender_parts() -> list[tuple[str, str, str]]:
+    """What each public class of recsys is, its name, and a line on it, by parts; the package is not imported."""
+    spec = find_spec("recsys")
+    if spec is None or spec.origin is None:
+        return []
+    entry = Path(spec.origin)
+    public = _assigned(ast.parse(entry.read_text(encoding="utf-8")), "_PUBLIC")
+    order = list(RECOMMENDER_PARTS.values())
+    found = []
+    for path in sorted(entry.parent.glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            bases = [ast.unparse(base) for base in node.bases] if isinstance(node, ast.ClassDef) else []
+            part = next((RECOMMENDER_PARTS[base] for base in bases if base in RECOMMENDER_PARTS), None)
+            if isinstance(node, ast.ClassDef) and part is not None and node.name in public:
+                about = (ast.get_docstring(node) or "").split("\n")[0]
+                found.append((part, f"recsys.{node.name}", about))
+    return sorted(found, key=lambda one: (order.index(one[0]), one[1]))
+
+
+def _assigned(scope: ast.Module | ast.ClassDef, name: str) -> Collection[str]:
     """The literal that ``scope`` assigns to ``name``; nothing if there is none."""
     for node in scope.body:
         if isinstance(node, ast.Assign) and any(
             isinstance(t, ast.Name) and t.id == name for t in node.targets
         ):
-            found: Sequence[str] = ast.literal_eval(node.value)
+            found: Collection[str] = ast.literal_eval(node.value)
             return found
     return ()

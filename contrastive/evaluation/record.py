@@ -39,12 +39,23 @@ class Run:
 
     def part(self, path: str) -> str:
         """Class name of a part of the configuration, without its package; empty if there is none."""
-        found = self.setting(path)
-        return str(found.get("class_path", "")).rpartition(".")[2] if isinstance(found, Mapping) else ""
+        return _class_name(self.setting(path))
+
+    @property
+    def recommends(self) -> bool:
+        """Whether it trained a recommender."""
+        return "recommender" in self.results or self.part("data") == "RecommenderData"
 
     @property
     def title(self) -> str:
         """What was trained on what, as far as the configuration tells."""
+        if self.recommends:
+            heads = self.setting("model.heads")
+            names = (
+                [_class_name(head) for head in heads if _class_name(head)] if isinstance(heads, list) else []
+            )
+            parts = " with ".join(filter(None, (self.part("model.encoder"), " and ".join(names))))
+            return f"{parts or 'Recommender'} on {self.source}" if self.source else parts or "Recommender"
         objective, encoder, source = self.part("model.objective"), self.part("model.encoder"), self.source
         whole = f"{objective or 'Training run'}{f' with {encoder}' if encoder else ''}"
         return f"{whole} on {source}" if source else whole
@@ -54,6 +65,11 @@ class Run:
         """Name of the data."""
         source = self.setting("data.source")
         return source if isinstance(source, str) else self.part("data.source") or self.part("data")
+
+
+def _class_name(described: Any) -> str:
+    """Class name of what a configuration describes, without its package; empty if it describes nothing."""
+    return str(described.get("class_path", "")).rpartition(".")[2] if isinstance(described, Mapping) else ""
 
 
 def read_run(run_dir: Path_) -> Run:

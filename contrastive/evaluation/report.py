@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from contrastive.errors import InvalidValue
-from contrastive.evaluation import inspection, plots
+from contrastive.evaluation import inspection, plots, ranking
 from contrastive.evaluation.page import Html, element, facts, folded, join, note, page, table
 from contrastive.evaluation.record import Curve, Path_, Run, read_run
 
@@ -24,7 +24,7 @@ MOST_POINTS = 200  # of a curve: more cannot be told apart
 
 # Metrics that share a panel: its title -> their names, and what each is called there.
 PANELS = {
-    "loss": {"loss": "training", "val_loss": "held out"},
+    "loss": {"loss": "training", "val_loss": "held out", "next_item_loss": "next item, training"},
     "learning rate": {"learning_rate": "learning rate"},
     "cosine similarity": {"positive_similarity": "positive pairs", "negative_similarity": "negative pairs"},
 }
@@ -79,6 +79,8 @@ def take_sample(run: Run, limit: int, seed: int, *, trust: bool = False) -> insp
     from contrastive.evaluation.run import build_data, load_run_encoder
     from contrastive.views import SimCLRViews
 
+    if run.recommends:
+        return "No pictures: interactions have none."
     if "data" not in run.config:
         return "No pictures: they need config.yaml in the run folder, which names the data."
     if not (run.folder / "encoder").is_dir():
@@ -116,11 +118,16 @@ def take_sample(run: Run, limit: int, seed: int, *, trust: bool = False) -> insp
 
 def compose(run: Run, sample: inspection.Sample | str, seed: int = 0) -> str:
     """Return the page of a run; in place of a sample stands the sentence that says why there is none."""
-    sections = {"Result": headline(run)}
-    if isinstance(sample, str):
-        sections |= {"Pictures": note(sample), "Training": training(run)}
+    sections: dict[str, Html]
+    if run.recommends:
+        found = run.results.get("recommender", {})
+        sections = {"Result": ranking.headline(found), "Interactions": ranking.data(found)}
+        sections |= {"Training": training(run)}
+    elif isinstance(sample, str):
+        sections = {"Result": headline(run), "Pictures": note(sample), "Training": training(run)}
     else:
-        sections |= {
+        sections = {
+            "Result": headline(run),
             "Map": inspection.maps(sample, seed),
             "Neighbours": inspection.neighbours(sample, seed),
             "Training": training(run),

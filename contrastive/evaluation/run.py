@@ -1,5 +1,6 @@
 """Evaluating the folder of a training run: its encoder, on the data that its configuration names."""
 
+import inspect
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from contrastive.building import build
 from contrastive.encoders import load_encoder
-from contrastive.errors import FileMissing, InvalidType
+from contrastive.errors import FileMissing, InvalidType, InvalidValue
 from contrastive.evaluation.features import Features, extract_features
 from contrastive.evaluation.knn import Metric, knn_classify
 from contrastive.evaluation.metrics import Classification
@@ -132,6 +133,9 @@ def evaluate_run(
 
     Prints a table and writes ``results/label_efficiency.json``. Features are extracted once for all of it.
 
+    The run of a recommender is ranked beside floors instead, methods that only count, and leaves
+    ``results/recommender.json`` (:func:`recsys.evaluation.evaluate_recommender`).
+
     Args:
         run: folder of the run.
         data: data to evaluate on; by default those the run was trained on.
@@ -139,7 +143,7 @@ def evaluate_run(
             are left out.
         draws: how many random choices of the labels are averaged.
         k: number of neighbours.
-        baselines: False leaves out the rows of raw pixels and of the untrained encoder.
+        baselines: False leaves out the rows of raw pixels and of the untrained encoder, or the floors.
         seed: of the draws and of the untrained encoder's weights.
         device: where to run the encoders; ``auto`` takes a GPU if there is one.
         trust: build classes of others too, if the run names them; they can run any code, so only for a run whose
@@ -147,8 +151,20 @@ def evaluate_run(
 
     Returns:
         The content of ``label_efficiency.json``: its metrics are a table, encoder by method by labels a class.
+
+    Raises:
+        FileNotFoundError: there is no such run, or it names no data.
+        ValueError: options about labels are given for a recommender, which has none; or a file is damaged.
     """
     start = time.perf_counter()
+    if data is None:
+        data = build_data(_folder(run), trust=trust)
+    if hasattr(data, "evaluate_run"):
+        _refuse_labels(labels_per_class=labels_per_class, draws=draws, k=k)
+        ranked: dict[str, Any] = data.evaluate_run(
+            run, baselines=baselines, seed=seed, device=device, trust=trust
+        )
+        return ranked
     data = prepare_data(run, data, trust=trust)
     rows: dict[str, nn.Module] = {}
     if baselines:
@@ -184,6 +200,17 @@ def evaluate_run(
     )
     print(format_table(table))
     return document
+
+
+def _refuse_labels(**given: Any) -> None:
+    """Refuse options of :func:`evaluate_run` that would have no effect."""
+    defaults = inspect.signature(evaluate_run).parameters
+    for option, value in given.items():
+        if value != defaults[option].default:
+            raise InvalidValue(
+                f"evaluate_run({option}={value!r}): this run trained a recommender, whose data have no labels; leave "
+                f"{option} out."
+            )
 
 
 def format_table(table: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> str:
@@ -300,12 +327,13 @@ def prepare_data(run: Folder, data: LightningDataModule | None = None, *, trust:
         TypeError: the data module gives no ordered batches.
         ValueError: the configuration is damaged, or names a class that is not ours.
     """
-    if not Path(run).is_dir():
-        raise FileMissing(
-            f"run={str(run)!r} is not a folder; give the folder of a training run, as runs/quickstart/0"
-        )
     if data is None:
-        data = build_data(run, trust=trust)
+        data = build_data(_folder(run), trust=trust)
+    if hasattr(data, "evaluate_run"):
+        raise InvalidType(
+            f"data is a {type(data).__name__}, interactions of a recommender, which have no labelled samples; rank it "
+            "with `contrastive evaluate`, ask it with `contrastive recommend`."
+        )
     if not hasattr(data, "evaluation_loaders"):
         raise InvalidType(
             f"data is a {type(data).__name__} without evaluation_loaders(), which gives ordered batches of the "
@@ -314,6 +342,19 @@ def prepare_data(run: Folder, data: LightningDataModule | None = None, *, trust:
     data.prepare_data()
     data.setup("test")
     return data
+
+
+def _folder(run: Folder) -> Folder:
+    """The folder of a run, if it is one.
+
+    Raises:
+        FileNotFoundError: it is none.
+    """
+    if not Path(run).is_dir():
+        raise FileMissing(
+            f"run={str(run)!r} is not a folder; give the folder of a training run, as runs/quickstart/0"
+        )
+    return run
 
 
 def _config_file(run: Folder) -> Path:
