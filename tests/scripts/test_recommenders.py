@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from recsys import SequenceData
+from recsys import MarkovChain, SequenceData, rank_targets, ranking_metrics
 
 REPRODUCE = Path(__file__).parents[2] / "scripts" / "reproduce"
 
@@ -52,6 +53,65 @@ def test_a_table_of_recommenders(tmp_path):
     page = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     assert "| SASRec | 1 | 1 of 1 |" in page
     assert "Still rising when their time was over" in page
+
+
+@pytest.mark.filterwarnings("ignore")  # of Lightning, which the script keeps away too
+def test_how_results_depend_on_the_order_of_equal_times(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(REPRODUCE))
+    recommenders, summarise = map(importlib.import_module, ("recommenders", "summarise"))
+
+    def run(script, *words):  # in this process: each of its own would import torch
+        monkeypatch.setattr(sys, "argv", ["script", *map(str, words)])
+        script.main()
+        return capsys.readouterr().out
+
+    data = SequenceData.generate(users=60, items=40, seed=0)
+    data.write(tmp_path / "small.seq.tsv.gz")
+    heading = ["user_id:token\titem_id:token\ttimestamp:float"]
+    for user in range(data.num_users):  # every second user rated the last three items at once
+        items = data.decode(data.sequences[user]).tolist()
+        times = [min(place, len(items) - 3) if user % 2 else place for place in range(len(items))]
+        heading += [f"{user + 1}\t{item}\t{time}" for item, time in zip(items, times, strict=True)]
+    (tmp_path / "small.inter").write_text("\n".join(heading) + "\n")
+    words = ["--data", tmp_path, "--dataset", "small", "--seeds", 0, "--epochs", 1, "--threads", 1]
+    words += ["--work", tmp_path / "work", "--out", tmp_path / "out", "--method", "SASRec"]
+    run(recommenders, *words)
+    ties = ["--times", tmp_path / "small.inter", "--shuffles", 2]
+    run(recommenders, *words, *ties)
+    path = tmp_path / "out/recommenders-small.json"
+    found = json.loads(path.read_text(encoding="utf-8"))["ties"]
+    assert (found["cases"], found["tied"]) == (60, 0.5)
+    floors = ["popularity", "Markov chain", "sequential rules", "item-kNN"]
+    of = {(*run["order"], run["method"]): run["test"] for run in found["runs"]}
+    orders = [("file", 0), ("item", 0), ("shuffle", 0), ("shuffle", 1)]
+    assert set(of) == {
+        *((*order, name) for order in orders for name in floors),
+        *((*order, "SASRec") for order in orders[2:]),
+    }
+    for order in orders[1:]:
+        read = SequenceData.read(tmp_path / "small.inter", ties=order[0], tie_seed=order[1]).split()
+        scores = MarkovChain().fit(read.train, 40).score
+        assert of[(*order, "Markov chain")] == ranking_metrics(rank_targets(scores, read.test))
+    table = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    assert [of[("file", 0, name)] for name in floors] == [rows[0]["test"] for rows in table[:4]]
+    assert of[("shuffle", 0, "SASRec")] != of[("shuffle", 1, "SASRec")]
+    assert {(one["floor"], *one["order"]) for one in found["comparisons"]} == {
+        (name, *order) for name in floors for order in orders[2:]
+    }
+    (own,) = [one["test"] for one in found["own_time"] if one["run"] == "SASRec, seed 0"]
+    with np.load(path.with_suffix(".npz")) as kept:
+        assert own == ranking_metrics(kept["SASRec, seed 0"][0::2])
+    run(summarise, "--results", tmp_path / "out", "--out", tmp_path / "RESULTS.md")
+    page = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert "50.0 % of the 60 test items share their time with the one before" in page
+    markov = [of[("shuffle", seed, "Markov chain")]["HR@10"] for seed in (0, 1)]
+    assert f"{sum(markov) / 2:.4f} [{min(markov):.4f}, {max(markov):.4f}]" in page
+    printed = run(recommenders, *words, *ties)
+    assert "small SASRec" not in printed  # finished before, and read
+    assert json.loads(path.read_text(encoding="utf-8"))["ties"] == found
+    (tmp_path / "small.inter").write_text("\n".join(heading[:-1]) + "\n")
+    with pytest.raises(SystemExit, match=r"holds other interactions than small\.seq\.tsv\.gz"):
+        run(recommenders, *words, *ties)
 
 
 @pytest.mark.filterwarnings("ignore")  # of Lightning, which the script keeps away too
