@@ -343,6 +343,22 @@ def test_lines_are_counted_whatever_ends_them(tmp_path):
         SequenceData.read(tmp_path / "b.csv")
 
 
+def test_latin_1_is_read_where_nobody_looks_and_refused_where_somebody_does(tmp_path):
+    text = "user,item,title,time\n1,2,Amélie,5\n1,3,Léon,4\n"
+    data = SequenceData.read(write(tmp_path / "a.csv", text, "latin-1"))
+    assert histories(data) == [[3, 2]]
+    unnamed = write(tmp_path / "b.csv", text.replace("time", "info").replace(",5", ",1577923200"), "latin-1")
+    unnamed.write_bytes(unnamed.read_bytes().replace(b",4\n", b",1577836800\n"))
+    with pytest.raises(ValueError, match="a column that may be the time: info"):
+        SequenceData.read(unnamed)  # that other columns are no UTF-8 hides no times
+    with pytest.raises(ValueError, match=r"line 2 of .*a.csv is no UTF-8 text; .*iconv"):
+        SequenceData.read(tmp_path / "a.csv", user="title")
+    with pytest.raises(ValueError, match=r"line 2 of .*a.csv is no UTF-8 text; .*iconv"):
+        data.join(items=tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_bytes((tmp_path / "a.csv").read_bytes().decode("latin-1").encode())
+    assert data.join(items=tmp_path / "a.csv").texts == [None, "Amélie", "Léon"]
+
+
 def test_blanks_around_ids_are_no_part_of_them(tmp_path):
     text = 'user_id, item_id, timestamp\n1, 10, 3\n1,10, 1\n 1 ,"11", 2\n1, "12", 4\n'
     data = SequenceData.read(write(tmp_path / "a.csv", text))
