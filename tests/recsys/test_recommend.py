@@ -529,3 +529,41 @@ def test_the_command_line_imports_nothing_of_it_before():
     script = "import sys, contrastive.cli.commands; print([name for name in sys.modules if name.startswith('recsys')])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_command_filters_by_texts_as_they_are_and_by_ranges(data, tmp_path, capsys):
+    columns = {
+        "shelf": [["7", "07", "null", "1e3"][row % 4] for row in range(60)],
+        "year": [None if row == 5 else 1950 + row for row in range(60)],
+    }
+    Recommender.from_model(SASRec(60, dim=8), data, columns=columns).save(tmp_path)
+    items = list(zip(data.item_ids[1:].tolist(), *columns.values(), strict=True))
+
+    def ask(words, k=60):
+        return run(capsys, "--model", tmp_path, "--history", "item 003", "--k", k, "--filter", words)
+
+    def found(filter):
+        code, out, err = ask(json.dumps(filter))
+        assert (code, err) == (0, "")
+        return {name for name, *_ in items if name in out}
+
+    for shelf in ("7", "07", "null", "1e3"):
+        expected = {name for name, where, _ in items if where == shelf}
+        assert len(expected) == 15
+        assert found({"shelf": shelf}) == found({"shelf": [shelf]}) == expected
+    assert found({"year": {"from": 1954, "to": 1957}}) == {items[row][0] for row in (4, 6, 7)}
+    assert found({"year": {"to": 1960}}) == {items[row][0] for row in range(11) if row != 5}
+    late = {name for name, where, year in items if where == "null" and year >= 1990}
+    assert found({"year": {"from": 1990}, "shelf": "null"}) == late
+    for words in (
+        '{"shelf": 7}',
+        '{"shelf": "7"',
+        '{"year": {"over": 3}}',
+        '{"nosuch": 1}',
+        '{"year": "1990"}',
+        "7",
+    ):
+        code, _, err = ask(words)
+        assert code == 1
+        assert err.startswith("contrastive: error: ")
+        assert err.count("\n") == 1
