@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import contrastive
-from contrastive.checks import shown
 from contrastive.cli import PLAIN_COMMANDS
 from contrastive.cli.errors import ShortErrors
 from contrastive.cli.request import shipped_configurations
@@ -67,6 +66,8 @@ def _without_filter(words: Sequence[str]) -> tuple[list[str], dict[str, Any] | N
             rest.append(word)
     if text is None:
         return list(words), None
+    from contrastive.checks import shown  # here, as it imports torch, which help does without
+
     expected = """give JSON, as '{"class": "7", "year": {"from": 1990, "to": 2000}}'."""
     try:
         given = json.loads(text)
