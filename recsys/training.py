@@ -306,7 +306,7 @@ class SequentialRecommender(LightningModule):
         present = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
         return [] if RunPlan in present else [RunPlan()]
 
-    def plan(self) -> dict[str, str]:
+    def run_plan(self) -> dict[str, str]:
         """What the run is about to do, by names: columns, order and ties of the data among it."""
         return describe_run(self.trainer, self, self._resumed)
 

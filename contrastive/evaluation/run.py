@@ -157,12 +157,11 @@ def evaluate_run(
         ValueError: options about labels are given for a recommender, which has none; or a file is damaged.
     """
     start = time.perf_counter()
-    if data is None:
-        data = build_data(_folder(run), trust=trust)
+    data = build_data(_folder(run), trust=trust) if data is None else data
     if hasattr(data, "evaluate_run"):
         _refuse_labels(labels_per_class=labels_per_class, draws=draws, k=k)
         ranked: dict[str, Any] = data.evaluate_run(
-            run, baselines=baselines, seed=seed, device=device, trust=trust
+            _folder(run), baselines=baselines, seed=seed, device=device, trust=trust
         )
         return ranked
     data = prepare_data(run, data, trust=trust)
@@ -327,8 +326,8 @@ def prepare_data(run: Folder, data: LightningDataModule | None = None, *, trust:
         TypeError: the data module gives no ordered batches.
         ValueError: the configuration is damaged, or names a class that is not ours.
     """
-    if data is None:
-        data = build_data(_folder(run), trust=trust)
+    folder = _folder(run)
+    data = build_data(folder, trust=trust) if data is None else data
     if hasattr(data, "evaluate_run"):
         raise InvalidType(
             f"data is a {type(data).__name__}, interactions of a recommender, which have no labelled samples; rank it "

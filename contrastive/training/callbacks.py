@@ -25,11 +25,11 @@ def run_folder(trainer: Trainer) -> Path:
 
 
 class RunPlan(Callback):
-    """Print what is about to happen, before the first step: of :class:`Pretrain`, and of modules with a ``plan()``."""
+    """Print what is about to happen, before the first step: of :class:`Pretrain` and modules with ``run_plan()``."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the plan on the first process."""
-        if isinstance(pl_module, Pretrain) or callable(getattr(pl_module, "plan", None)):
+        if isinstance(pl_module, Pretrain) or callable(getattr(pl_module, "run_plan", None)):
             trainer.print(describe_run(trainer, pl_module))
 
 
@@ -38,11 +38,11 @@ def describe_run(trainer: Trainer, module: LightningModule) -> str:
 
     Args:
         trainer: A trainer whose training is about to start, so that its loaders are there.
-        module: What it trains: a :class:`Pretrain`, or a module with ``plan() -> {name: text}``.
+        module: What it trains: a :class:`Pretrain`, or a module with ``run_plan() -> {name: text}``.
     """
     chunk = getattr(module, "cache_chunk_size", 0)
     rows = {
-        **(_pretraining(trainer, module) if isinstance(module, Pretrain) else module.plan()),  # type: ignore[operator]
+        **(_pretraining(trainer, module) if isinstance(module, Pretrain) else module.run_plan()),  # type: ignore[operator]
         "machine": (
             f"{trainer.num_devices} x {module.device.type}, precision {trainer.precision}"
             + (f", {chunk:,} rows encoded at a time" if chunk else "")
