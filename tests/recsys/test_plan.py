@@ -28,6 +28,7 @@ def plan_of(data, capsys, head=None, checkpoint=None, weight_decay=0.0, **option
     trainer = Trainer(
         accelerator="cpu",
         logger=False,
+        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
