@@ -176,10 +176,14 @@ def choose(
             if len(names) != 1:
                 raise InvalidValue(
                     f"{call}: {where} has {len(names)} columns {wish.given!r} for the {role}; it has {listed}. "
-                    f"Name the column with {role}=, or rename it."
+                    f"Name the column with {role}= (--data.{role}= on the command line), or rename it."
                 )
         if len(set(names)) > 1:
-            advice = f"Name one of them with {role}=." if wish.option else "Rename the others."
+            advice = (
+                f"Name one of them with {role}= (--data.{role}= on the command line)."
+                if wish.option
+                else "Rename the others."
+            )
             raise InvalidValue(
                 f"{call}: {where} has several columns that may be the {role}: {', '.join(names)}. {advice}"
             )
@@ -192,7 +196,8 @@ def choose(
             chosen[role] = names[0]
         elif wish.required:
             wanted = " or ".join(repr(name) for name in dict.fromkeys(group[0] for group in wish.usual[:2]))
-            advice = f"Name the column with {role}=, or rename it." if wish.option else "Rename the column."
+            named = f"Name the column with {role}= (--data.{role}= on the command line), or rename it."
+            advice = named if wish.option else "Rename the column."
             raise InvalidValue(
                 f"{call}: {where} has no columns {wanted} for the {role}; it has {listed}. {advice}"
             )

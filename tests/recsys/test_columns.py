@@ -65,7 +65,7 @@ def test_usual_names_are_found_and_time_orders(tmp_path, heading, kind):
     [
         (
             "user_id,customer_id,item_id",
-            "several columns that may be the user: user_id, customer_id. Name one",
+            "several columns that may be the user: user_id, customer_id. Name one of them with .*--data.user= ",
         ),
         ("user_id,product_id,asin", "several columns that may be the item: product_id, asin. Name one"),
         ("user,item,timestamp,date", "several columns that may be the time: timestamp, date. Name one"),
