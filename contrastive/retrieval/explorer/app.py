@@ -4,12 +4,15 @@ FastAPI and one hand-written page, rather than a framework that builds pages fro
 nothing else is reachable, every request is checked against a schema, and the page works without network.
 
 Ids come from the page as strings and are looked up in the index's own table; rows are numbers within it; no path is
-ever made of anything that was sent. What is wrong is answered by a 4xx status and ``{"error": sentence}``.
+ever made of anything that was sent. What is wrong is answered by a 4xx status and ``{"error": sentence}``, what is
+still being computed by 202 and ``{"status": "not yet", "message": sentence}``.
 """
 
 import csv
 import io
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,14 +26,17 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from contrastive.encoders.fingerprint import same_encoder
 from contrastive.errors import InvalidValue
-from contrastive.retrieval.explorer.catalogue import Catalogue
+from contrastive.retrieval.explorer.background import Background
+from contrastive.retrieval.explorer.catalogue import Catalogue, check_clusters
 from contrastive.retrieval.explorer.guard import UPLOAD_PATH, Guard, content_policy
+from contrastive.retrieval.explorer.pictures import TooLarge
 from contrastive.retrieval.explorer.upload import ImageEncoder
 from contrastive.retrieval.index import Index
 
 Side = Literal["main", "other"]
 Value = str | bool | int | float
 Id = Annotated[str, Field(max_length=1000)]
+FORMULAS = tuple("=+-@\t\r\n＝＋－＠")  # how a cell begins that spreadsheets compute
 
 
 class _Strict(BaseModel):
@@ -101,12 +107,22 @@ def build_app(
     app.add_middleware(Guard, host=host, policy=content_policy(page))
     app.add_exception_handler(StarletteHTTPException, _tell)
     app.add_exception_handler(RequestValidationError, _tell_schema)
-    random = np.random.default_rng()
+    random, background = np.random.default_rng(), Background()
 
     def side_of(name: Side) -> Catalogue:
         if name not in sides:
             raise HTTPException(404, "there is no second index here; start the explorer with other=...")
         return sides[name]
+
+    def computed(what: str, side: Side, work: Callable[[], Any]) -> Any:
+        """A result of the thread in the background, or that it is not there yet."""
+        found = background.ask((what, side), work)
+        if not found.done():
+            told = f"Not yet: computing the {what} of {sides[side].name!r}."
+            return JSONResponse({"status": "not yet", "message": told}, 202, {"Retry-After": "1"})
+        if (error := found.exception()) is not None:
+            raise HTTPException(500, f"the {what} cannot be computed ({type(error).__name__}: {error})")
+        return found.result()
 
     @app.get("/")
     def read_page() -> HTMLResponse:
@@ -124,23 +140,18 @@ def build_app(
         }
 
     @app.get("/api/map")
-    def read_map(side: Side = "main") -> dict[str, Any]:
+    def read_map(side: Side = "main") -> Any:
         catalogue = side_of(side)
-        found = catalogue.map()
-        return {
-            "method": found.method,
-            "ids": [str(item) for item in catalogue.ids[found.rows]],
-            "rows": found.rows.tolist(),
-            "points": found.points.round(4).tolist(),
-            "colours": catalogue.colours(),
-        }
+        return computed("map", side, lambda: _drawn(catalogue))
 
     @app.get("/api/clusters")
-    def clusters(k: int, side: Side = "main") -> list[int]:
+    def clusters(k: int, side: Side = "main") -> Any:
+        catalogue = side_of(side)
         try:
-            return side_of(side).clusters(k)
+            check_clusters(k)
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
+        return computed(f"{k} clusters", side, lambda: catalogue.clusters(k))
 
     @app.get("/api/random")
     def draw() -> dict[str, str]:
@@ -173,6 +184,8 @@ def build_app(
             )
         try:
             features = await run_in_threadpool(encoder, await request.body())
+        except TooLarge as error:
+            raise HTTPException(413, str(error)) from error
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
         return {"vector": features.tolist()}
@@ -202,6 +215,17 @@ def _describe(side: Catalogue) -> dict[str, Any]:
         "metric": side.index.metric,
         "thumbnails": side.has_thumbnails,
         "columns": [column.describe() for column in side.columns],
+    }
+
+
+def _drawn(side: Catalogue) -> dict[str, Any]:
+    found = side.map()
+    return {
+        "method": found.method,
+        "ids": [str(item) for item in side.ids[found.rows]],
+        "rows": found.rows.tolist(),
+        "points": found.points.round(4).tolist(),
+        "colours": side.colours(),
     }
 
 
@@ -236,14 +260,16 @@ def _as_csv(records: list[dict[str, Any]]) -> tuple[str, str]:
     names = list(dict.fromkeys(name for record in records for name in record))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, names, lineterminator="\r\n")
-    writer.writeheader()
+    writer.writerow({name: _harmless(name) for name in names})
     writer.writerows({name: _harmless(cell) for name, cell in record.items()} for record in records)
     return buffer.getvalue(), "text/csv"
 
 
 def _harmless(cell: Any) -> Any:
-    """A cell that spreadsheets show and do not compute."""
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in tuple("=+-@\t\r") else cell
+    """A cell that spreadsheets show and do not compute; numbers stay numbers, as an id of -1 is."""
+    if not isinstance(cell, str) or not cell.startswith(FORMULAS) or re.fullmatch(r"-[0-9]+", cell):
+        return cell
+    return f"'{cell}"
 
 
 def _as_json(records: list[dict[str, Any]]) -> tuple[str, str]:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from contrastive.errors import InvalidValue
+from contrastive.retrieval.explorer.pictures import is_whole_png
 from contrastive.retrieval.index import Index
 
 Array = NDArray[Any]
@@ -22,7 +23,6 @@ MOST_CHOICES = 50  # values of a column that are offered one by one
 MOST_CLUSTERS = 30
 LONGEST_TEXT = 500  # of a cell on the page; downloads hold all of it
 LARGEST_THUMBNAIL = 1 << 20
-PNG = b"\x89PNG\r\n\x1a\n"
 THUMBNAIL = "thumbnail"
 EXACT = 2**53  # integers beyond are not exact in JavaScript
 
@@ -126,7 +126,6 @@ class Catalogue:
         scalar = {name: content for name, content in columns.items() if _is_scalar(content.type)}
         self.columns = [_column(name, _decoded(content)) for name, content in scalar.items()]
         self.table = pa.table({name: _readable(content) for name, content in scalar.items()})
-        self._clusters: dict[int, list[int]] = {}
         self._mapping, self._searching = Lock(), Lock()
 
     def __len__(self) -> int:
@@ -172,7 +171,7 @@ class Catalogue:
         if self._thumbnails is None or not 0 <= row < len(self):
             return None
         content = self._thumbnails[row].as_py()
-        if content is None or not content.startswith(PNG) or len(content) > LARGEST_THUMBNAIL:
+        if content is None or len(content) > LARGEST_THUMBNAIL or not is_whole_png(content):
             return None
         return bytes(content)
 
@@ -221,7 +220,7 @@ class Catalogue:
     # ------------------------------------------------------------------ map
 
     def map(self) -> Map:
-        """All items, or a sample of :data:`MAP_POINTS`, in the plane; computed when first asked for."""
+        """All items, or a sample of :data:`MAP_POINTS`, in the plane; computed when first asked for, in minutes."""
         with self._mapping:
             return self._map
 
@@ -252,15 +251,20 @@ class Catalogue:
         """The k-means cluster of each point of the map, largest first; there may be fewer than ``k``.
 
         Raises:
-            ValueError: ``k`` is not between 2 and :data:`MOST_CLUSTERS`.
+            ValueError: see :func:`check_clusters`.
         """
-        if not 2 <= k <= MOST_CLUSTERS:
-            raise InvalidValue(f"{k} clusters were asked for; 2 to {MOST_CLUSTERS} are possible")
-        rows = self.map().rows
-        with self._mapping:
-            if k not in self._clusters:
-                self._clusters[k] = _cluster(self.index.reconstruct(self.ids[rows]), k)
-            return self._clusters[k]
+        check_clusters(k)
+        return _cluster(self.index.reconstruct(self.ids[self.map().rows]), k)
+
+
+def check_clusters(k: int) -> None:
+    """Refuse a number of clusters that is not between 2 and :data:`MOST_CLUSTERS`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not 2 <= k <= MOST_CLUSTERS:
+        raise InvalidValue(f"{k} clusters were asked for; 2 to {MOST_CLUSTERS} are possible")
 
 
 def _cluster(vectors: Array, k: int) -> list[int]:

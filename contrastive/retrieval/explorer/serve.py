@@ -7,9 +7,14 @@ import os
 import socket
 import webbrowser
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from contrastive.errors import ExtraMissing, FileTrouble, InvalidValue, install
 from contrastive.retrieval.index import Index
+
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
 
 Folder = str | os.PathLike[str]
 
@@ -52,8 +57,6 @@ def explore(
         )
     listening = _listen(host, port)  # first, since loading may take a while
     with listening:
-        import uvicorn
-
         from contrastive.retrieval.explorer.app import build_app
         from contrastive.retrieval.explorer.upload import ImageEncoder
 
@@ -71,9 +74,19 @@ def explore(
             print(f"host={host}: everyone who reaches this machine can see what is in the index.", flush=True)
         if open_browser:
             webbrowser.open(address)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_keep_alive=5)).run(
-            sockets=[listening]
-        )
+        build_server(app).run(sockets=[listening])
+
+
+def build_server(app: "FastAPI") -> "uvicorn.Server":
+    """A server that waits neither for requests that never end nor, when it is ended, for answers that take long."""
+    import uvicorn
+
+    from contrastive.retrieval.explorer.connections import Punctual
+
+    config = uvicorn.Config(
+        app, http=Punctual, ws="none", log_level="warning", timeout_keep_alive=5, timeout_graceful_shutdown=3
+    )
+    return uvicorn.Server(config)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,26 +1,17 @@
-"""Images that someone uploads: decoded within limits, and encoded like the images of a run."""
+"""Images that someone uploads, encoded like the images of a run."""
 
-import io
 import os
 from threading import BoundedSemaphore, Lock
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from contrastive.data.images import as_image, scale
 from contrastive.errors import InvalidValue
+from contrastive.retrieval.explorer.pictures import decode
 
 DECODERS = 2  # images that are decoded at one time: a small file can hold many pixels
-MOST_PIXELS = 50_000_000
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "BMP",
-    "GIF",
-)  # decoders of rare formats are where Pillow's faults are found
 
 
 class ImageEncoder:
@@ -54,35 +45,13 @@ class ImageEncoder:
         """The features ``(D,)`` of an image file.
 
         Raises:
-            ValueError: the file is no image of a supported format, or is too large.
+            TooLarge, ValueError: see :func:`contrastive.retrieval.explorer.pictures.decode`.
         """
         with self._decoders:
             image = scale(as_image(decode(content), self.shape[0], **self._decoding), self.shape[1:])
         with self._encoding:
             features: NDArray[Any] = self._encoder(image[None])[0].float().numpy()
         return features
-
-
-def decode(content: bytes) -> Image.Image:
-    """Decode an image file that nobody vouches for, upright.
-
-    Raises:
-        ValueError: it is no image of a supported format, is damaged, or has more than :data:`MOST_PIXELS`.
-    """
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            if (
-                picture.width * picture.height > MOST_PIXELS
-            ):  # known from the header, before anything is decoded
-                raise InvalidValue(
-                    f"the image has {picture.width} x {picture.height} pixels; at most {MOST_PIXELS:,} are accepted; "
-                    "scale it down"
-                )
-            return ImageOps.exif_transpose(picture)
-    except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InvalidValue(
-            f"the file is not an image that can be read ({error}); send one of {', '.join(FORMATS)}"
-        ) from error
 
 
 def _image_shape(run: str | os.PathLike[str], trust: bool) -> tuple[tuple[int, int, int], dict[str, Any]]:
