@@ -41,27 +41,27 @@ class Condition:
 
     def met(self, column: pa.ChunkedArray) -> Any:
         """Which cells or entries of a column of this type meet it; empty ones and NaN do not."""
-        kind, there = self.kind, pc.invert(pc.is_null(column, nan_is_null=True))
+        kind = self.kind
         if self.values == () or pa.types.is_null(kind):
-            return pc.and_kleene(there, pa.scalar(False))
+            return pa.chunked_array([np.zeros(len(column), bool)])
         if pa.types.is_float16(kind) or pa.types.is_string_view(kind):  # which Arrow does not compare
             kind = pa.float32() if pa.types.is_float16(kind) else pa.string()
             column = column.cast(kind)
         if self.values is None:
+            met = pc.invert(pc.is_null(column, nan_is_null=True))
             if self.low is not None:
-                there = pc.and_kleene(there, pc.greater_equal(column, _scalar(self.low, kind)))
+                met = pc.and_kleene(met, pc.greater_equal(column, _scalar(self.low, kind)))
             if self.high is not None:
-                there = pc.and_kleene(there, pc.less_equal(column, _scalar(self.high, kind)))
-            return there
-        if _is_plain(kind):
+                met = pc.and_kleene(met, pc.less_equal(column, _scalar(self.high, kind)))
+        elif len(self.values) > 1 and _is_plain(kind):
             # Looked up by their bits, the two zeros are different.
             zeros = [0.0, -0.0] if pa.types.is_floating(kind) and 0.0 in self.values else []
-            values = [*self.values, *zeros]
-            return pc.and_kleene(there, pc.is_in(column, value_set=pa.array(values, kind)))
-        same = pc.equal(column, self.values[0])
-        for value in self.values[1:]:
-            same = pc.or_kleene(same, pc.equal(column, value))
-        return pc.and_kleene(there, same)
+            met = pc.is_in(column, value_set=pa.array([*self.values, *zeros], kind))
+        else:
+            met = pc.equal(column, _scalar(self.values[0], kind))
+            for value in self.values[1:]:
+                met = pc.or_kleene(met, pc.equal(column, value))
+        return pc.fill_null(met, False)
 
 
 def check_filter(filter: Any, call: str) -> None:
@@ -140,22 +140,20 @@ def _condition(name: str, kind: pa.DataType, lists: bool, wanted: Any) -> Condit
 
 def _values(wanted: Iterable[Any], kind: pa.DataType) -> list[Any]:
     """The values that a cell of this type can hold: no empty ones, and 1990.9 is no whole number."""
-    values: list[Any] = []
-    for value in wanted:
-        if value is None or value != value:
-            continue
-        if pa.types.is_integer(kind):
-            low, high = _limits(kind)
-            if (
-                not _number(value, kind) % 1 and low <= value <= high
-            ):  # an infinite one leaves NaN, which is true
-                values.append(int(value))
-        elif pa.types.is_floating(kind):
-            near = _rounded(_number(value, kind), kind)
-            values += [near] if math.isfinite(near) or near == value else []
-        else:
-            values.append(_cell(value, kind))
-    return values
+    present = wanted.tolist() if isinstance(wanted, np.ndarray) else wanted
+    present = [value for value in present if value is not None and value == value]
+    if pa.types.is_integer(kind):
+        low, high = _limits(kind)
+        numbers = [v if type(v) is int else _number(v) for v in present]
+        # An infinite one leaves NaN, which is true.
+        return [int(v) for v in numbers if low <= v <= high and (type(v) is int or not v % 1)]
+    if pa.types.is_floating(kind):
+        numbers = [v if type(v) is float else float(_number(v)) for v in present]
+        with np.errstate(over="ignore"):
+            near = np.array(numbers, np.float64).astype(kind.to_pandas_dtype()).tolist()
+        return [n for n, v in zip(near, numbers, strict=True) if math.isfinite(n) or n == v]
+    cell = _cell_of(kind)
+    return [cell(value) for value in present]
 
 
 def _range(name: str, kind: pa.DataType, lists: bool, low: Any, high: Any) -> Condition:
@@ -165,9 +163,9 @@ def _range(name: str, kind: pa.DataType, lists: bool, low: Any, high: Any) -> Co
             return nothing
     if pa.types.is_integer(kind):
         least, most = _limits(kind)
-        low = least if low is None or _number(low, kind) == -math.inf else low
-        high = most if high is None or _number(high, kind) == math.inf else high
-        if _number(low, kind) > most or _number(high, kind) < least:
+        low = least if low is None or _number(low) == -math.inf else low
+        high = most if high is None or _number(high) == math.inf else high
+        if _number(low) > most or _number(high) < least:
             return nothing
         low, high = max(math.ceil(low), least), min(math.floor(high), most)
         if low > high:
@@ -177,17 +175,16 @@ def _range(name: str, kind: pa.DataType, lists: bool, low: Any, high: Any) -> Co
         )
     if pa.types.is_floating(kind):
         # A finite end beyond what the type holds must not become infinite, as infinite cells lie beyond it.
-        low, high = (
-            None if end is None else _rounded(_number(end, kind), kind, clip=True) for end in (low, high)
-        )
+        low, high = (None if end is None else _clipped(_number(end), kind) for end in (low, high))
     else:
-        low, high = (None if end is None else _cell(end, kind) for end in (low, high))
+        cell = _cell_of(kind)
+        low, high = (None if end is None else cell(end) for end in (low, high))
     return Condition(name, kind, lists, low=low, high=high)
 
 
-def _number(value: Any, kind: pa.DataType) -> Any:
+def _number(value: Any) -> Any:
     if not isinstance(value, _NUMBER) or isinstance(value, bool | np.bool_):
-        raise TypeError(f"a column of {kind} holds numbers")
+        raise TypeError("the column holds numbers")
     return float(value) if isinstance(value, np.floating) else value
 
 
@@ -196,31 +193,45 @@ def _limits(kind: pa.DataType) -> tuple[int, int]:
     return int(limits.min), int(limits.max)
 
 
-def _rounded(value: Any, kind: pa.DataType, clip: bool = False) -> float:
-    """A number as a cell of this type holds it; what is too large is infinite, or the largest with ``clip``."""
+def _clipped(value: Any, kind: pa.DataType) -> float:
+    """A finite end as a cell of this type holds it, or the largest that one can hold."""
     of = np.dtype(kind.to_pandas_dtype())
+    number = float(value)  # a whole number beyond any float raises OverflowError
     with np.errstate(over="ignore"):
-        near = float(of.type(float(value)))  # a whole number beyond any float raises OverflowError
-    if clip and math.isinf(near) and not math.isinf(value):
+        near = float(of.type(number))
+    if math.isinf(near) and not math.isinf(number):
         near = math.copysign(float(np.finfo(of).max), near)
     return near
 
 
-def _cell(value: Any, kind: pa.DataType) -> Any:
-    """Any other value: Python's own of a truth value or text, Arrow's of what else can be compared."""
+def _cell_of(kind: pa.DataType) -> Callable[[Any], Any]:
+    """What makes other values comparable: Python's own of truth values and texts, Arrow's of what else there is."""
     if pa.types.is_boolean(kind):
-        if not isinstance(value, bool | np.bool_):
-            raise TypeError("a column of bool holds truth values")
-        return bool(value)
+        return _truth
     if is_text(kind):
-        if not isinstance(value, str):
-            raise TypeError(f"a column of {kind} holds texts")
-        value.encode()  # half of a surrogate pair is no text
-        return str(value)
-    scalar = pa.scalar(value)
-    for compared in (pc.equal, pc.greater_equal):
-        compared(pa.array([], kind), scalar)
-    return scalar
+        return _text
+    nothing = pa.array([], kind)
+
+    def comparable(value: Any) -> Any:
+        scalar = pa.scalar(value)
+        pc.equal(nothing, scalar)
+        pc.greater_equal(nothing, scalar)
+        return scalar
+
+    return comparable
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError("the column holds truth values")
+    return bool(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("the column holds texts")
+    value.encode()  # half of a surrogate pair is no text
+    return str(value)
 
 
 def _scalar(value: Any, kind: pa.DataType) -> Any:

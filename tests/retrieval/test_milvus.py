@@ -263,7 +263,7 @@ STEP = st.tuples(
     steps=st.lists(STEP, min_size=4, max_size=12),
 )
 @settings(
-    max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=12, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 def test_one_sequence_of_changes_and_searches_finds_the_same(uri, metric, strings, rows, steps):
     def named(first, count):

@@ -156,7 +156,7 @@ class Beside(RuleBasedStateMachine):
 
 TestBeside = Beside.TestCase
 TestBeside.settings = settings(
-    max_examples=25,
+    max_examples=20,
     stateful_step_count=25,
     deadline=None,
     derandomize=True,
