@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Ranks = NDArray[Any]
 SHOWN = ("HR@10", "NDCG@10")
-_MOST_SCORES = 4 * 10**9  # of one row on one split, about half a minute; of more cases a part is judged
+_MOST_SCORES = 10**9  # of one row on one split, some ten seconds; of more cases a part is judged
 _BLOCK_SCORES = 2**25  # of a floor, in memory
 _MOST_PAIRS = 10**9  # of items of one history, which item-kNN counts
 
