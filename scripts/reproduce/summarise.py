@@ -170,9 +170,9 @@ def _read_again(document: Mapping[str, Any], of: Mapping[str, Any]) -> list[str]
             parts[within].append(f"{name} ({difference:+.4f})")
     told = ", ".join(f"{name} by {width:.4f}" for name, width in moves.items())
     return [
-        f"The order of equal times alone moves NDCG@10: {told}. Differences to SASRec in the upper table that are "
-        f"smaller than what moves it or the other: {', '.join(parts[True]) or 'none'}. Those that are larger: "
-        f"{', '.join(parts[False]) or 'none'}.",
+        f"Another order of equal times, with training on it, moves NDCG@10: {told}. Differences to SASRec in the upper "
+        f"table that are smaller than what moves it or the other: {', '.join(parts[True]) or 'none'}. Those that are "
+        f"larger: {', '.join(parts[False]) or 'none'}.",
         "",
     ]
 
