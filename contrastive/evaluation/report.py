@@ -94,12 +94,9 @@ def take_sample(run: Run, limit: int, seed: int, *, trust: bool = False) -> insp
         file = str(run.folder / "config.yaml")
         views = SimCLRViews() if described is None else build(described, torch.nn.Module, file, trust=trust)
         split = getattr(data, "evaluation_split", "test")
-        named = hasattr(data, "file_names")
-        parts = (
-            "train",
-            "test" if split == "test" else "train",
-        )  # what is held out is part of the training set
-        files = tuple(data.file_names(part) if named else None for part in parts)
+        names = getattr(data, "file_names", lambda split: None)
+        # What is held out for validation is part of the training set.
+        files = names("train"), names("test" if split == "test" else "train")
         return inspection.take_sample(
             load_run_encoder(run.folder, trust=trust).to("cuda" if torch.cuda.is_available() else "cpu"),
             data.evaluation_loaders(),

@@ -59,6 +59,27 @@ def test_bodies_are_counted_as_they_arrive():
     assert ask([(b"content-length", b"10"), (b"transfer-encoding", b"chunked")], [chunk])[0] == 411
 
 
+def test_half_a_request_is_not_acted_on():
+    ran = []
+
+    async def app(scope, receive, send):
+        ran.append(await receive())
+
+    messages = [
+        {"type": "http.request", "body": b'{"id": "1"}', "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive():
+        return messages.pop(0)
+
+    fields = [(b"host", b"localhost"), (b"content-length", b"50")]
+    scope = {"type": "http", "method": "POST", "path": "/api/search", "headers": fields}
+    guard = Guard(app, "127.0.0.1", "")
+    asyncio.run(guard(scope, receive, receive))
+    assert (ran, messages, guard.held) == ([], [], 0)
+
+
 def test_other_sites_are_refused():
     assert ask([(b"sec-fetch-site", b"cross-site")], method="GET")[0] == 403
     for own in (b"same-origin", b"none", b"same-site"):

@@ -32,8 +32,8 @@ def app(monkeypatch):
     return build_app(Index.build(VECTORS, factory="Flat"))
 
 
-@pytest.fixture
-def port(app):
+@contextlib.contextmanager
+def serving(app):
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = serve.build_server(app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -42,6 +42,12 @@ def port(app):
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
+
+
+@pytest.fixture
+def port(app):
+    with serving(app) as found:
+        yield found
 
 
 def ask(port, method, path, body=None, headers=()):
@@ -150,6 +156,34 @@ def test_the_explorer_ends_while_a_map_is_computed(tmp_path):
             server.kill()
 
 
+def test_searches_are_answered_while_images_are_encoded():
+    go = threading.Event()
+
+    def slow(content):
+        assert go.wait(30)
+        return np.zeros(8, np.float32)
+
+    slow.fingerprint = None
+    with serving(build_app(Index.build(VECTORS, factory="Flat"), encoder=slow)) as port:
+        answers = []
+
+        def upload():
+            answers.append(ask(port, "POST", "/api/encode", b"x", {"Content-Type": "image/png"})[0])
+
+        threads = [
+            threading.Thread(target=upload) for _ in range(60)
+        ]  # more than there are threads for requests
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)  # until they wait; the search would be answered all the more if they did not yet
+        assert search(port) == 4
+        assert answers == []
+        go.set()
+        for thread in threads:
+            thread.join(30)
+        assert answers == [200] * 60
+
+
 # ---------------------------------------------------------------------- requests that never end
 
 
@@ -212,13 +246,8 @@ def test_what_is_used_of_uvicorn_is_there(app, monkeypatch):
         seen.append((before, getattr(self.cycle, "response_complete", "gone"), self))
 
     monkeypatch.setattr(connections.Punctual, "data_received", watched)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = serve.build_server(app)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        assert ask(listening.getsockname()[1], "GET", "/api/random")[0] == 200
-        server.should_exit = True
-        thread.join(20)
+    with serving(app) as port:
+        assert ask(port, "GET", "/api/random")[0] == 200
     [(before, begun, protocol)] = seen
     why = "uvicorn has renamed what contrastive.retrieval.explorer.connections uses of it: mend it there"
     assert (before, begun) == (None, False), why

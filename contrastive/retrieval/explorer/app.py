@@ -13,12 +13,13 @@ import io
 import json
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -30,7 +31,7 @@ from contrastive.retrieval.explorer.background import Background
 from contrastive.retrieval.explorer.catalogue import Catalogue, check_clusters
 from contrastive.retrieval.explorer.guard import UPLOAD_PATH, Guard, content_policy
 from contrastive.retrieval.explorer.pictures import TooLarge
-from contrastive.retrieval.explorer.upload import ImageEncoder
+from contrastive.retrieval.explorer.upload import DECODERS, ImageEncoder
 from contrastive.retrieval.index import Index
 
 Side = Literal["main", "other"]
@@ -109,6 +110,10 @@ def build_app(
     app.add_exception_handler(RequestValidationError, _tell_schema)
     random, background = np.random.default_rng(), Background()
 
+    @cache
+    def decoders() -> CapacityLimiter:  # some versions need a loop that runs
+        return CapacityLimiter(DECODERS)
+
     def side_of(name: Side) -> Catalogue:
         if name not in sides:
             raise HTTPException(404, "there is no second index here; start the explorer with other=...")
@@ -183,7 +188,8 @@ def build_app(
                 415, "an image file is expected as the body, with its Content-Type, as image/png"
             )
         try:
-            features = await run_in_threadpool(encoder, await request.body())
+            # Who waits here holds no thread, so that searches find one.
+            features = await to_thread.run_sync(encoder, await request.body(), limiter=decoders())
         except TooLarge as error:
             raise HTTPException(413, str(error)) from error
         except ValueError as error:

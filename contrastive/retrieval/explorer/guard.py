@@ -21,10 +21,8 @@ from typing import Any
 MEBIBYTE = 1 << 20
 LARGEST_BODY, LARGEST_UPLOAD = MEBIBYTE, 10 * MEBIBYTE
 BODY_SECONDS = 60.0  # for a body to arrive
-SMALL_BODY, MOST_HELD = (
-    MEBIBYTE // 16,
-    256 * MEBIBYTE,
-)  # of all bodies that are being read or answered; small ones pass
+MOST_HELD = 256 * MEBIBYTE  # of all bodies that are being read or answered
+SMALL_BODY = MEBIBYTE // 16  # passes even then
 LONGEST_PASSED_OVER, PASSING_SECONDS = 64 * MEBIBYTE, 10.0  # of a refused body, so that the sender reads why
 UPLOAD_PATH = "/api/encode"
 WITHOUT_BODY = ("GET", "HEAD")
@@ -68,6 +66,8 @@ class Guard:
         try:
             if refusal is None and scope["method"] not in WITHOUT_BODY:
                 refusal = await self._arrived(body, _limit(scope))
+            if body.gone:
+                return
             if refusal is None:
                 await self.app(scope, body.again, send_guarded)
                 return
@@ -137,15 +137,18 @@ class _Body:
     Attributes:
         content: what was kept of it.
         more: whether there is more to come.
+        gone: whether the sender has closed the connection before the end.
     """
 
     def __init__(self, receive: Any) -> None:
         self._receive = receive
-        self.content, self.more, self._told = bytearray(), True, False
+        self.content, self._told = bytearray(), False
+        self.more, self.gone = True, False
 
     async def chunk(self) -> bytes:
         """The next part; empty when the sender has gone."""
         message = await self._receive()
+        self.gone = message["type"] == "http.disconnect"
         self.more = bool(message.get("more_body", False))
         found: bytes = message.get("body", b"")
         return found
