@@ -138,7 +138,7 @@ class HardInfoNCE(Objective):
         """K, or all that the batch has."""
         if isinstance(self.num_negatives, int):
             return min(self.num_negatives, 2 * (batch_size - 1))
-        return max(1, round(self.num_negatives * 2 * batch_size))
+        return min(max(1, round(self.num_negatives * 2 * batch_size)), 2 * (batch_size - 1))
 
     def forward(self, *views: Tensor, index: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """Return the loss of ``views``, each ``(B, D)``, averaged over all pairs of views."""

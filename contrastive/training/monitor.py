@@ -44,7 +44,7 @@ class CollapseMonitor(Callback):
 
     Args:
         min_spread: Warn when ``spread`` is below; 1 is ideal.
-        min_rank: Warn when ``effective_rank`` is below.
+        min_rank: Warn when ``effective_rank`` is below; not asked of fewer than 8 samples.
     """
 
     @checked
@@ -61,7 +61,9 @@ class CollapseMonitor(Callback):
         ):
             return  # without embeddings: resumed after the last batch of an epoch
         health = embedding_health(pl_module.embeddings)
-        collapsed = health["spread"] < self.min_spread or health["effective_rank"] < self.min_rank
+        few = len(pl_module.embeddings[0]) < 8  # that span few directions wherever they lie
+        low_rank = not few and health["effective_rank"] < self.min_rank
+        collapsed = health["spread"] < self.min_spread or low_rank
         if negatives := pl_module.negatives_per_anchor:
             health["loss_over_chance"] = float(trainer.callback_metrics["loss"]) / math.log(negatives + 1)
         pl_module.log_dict(health, sync_dist=True)

@@ -198,13 +198,34 @@ class Pretrain(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Continue a resumed run at its place, with the options asked for now."""
+        """Continue a resumed run at its place, with the options asked for now.
+
+        Raises:
+            ValueError: If no sample ever meets another one, so that nothing would be learned.
+        """
+        self._refuse_batches_of_one()
         if self._resumed is None:
             return
         continue_epoch(self.trainer, self._resumed)
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, LambdaLR)
         restore_options(scheduler.optimizer, scheduler, self._optimizer_options)
+
+    def _refuse_batches_of_one(self) -> None:
+        if getattr(self.trainer.train_dataloader, "batch_size", None) != 1:
+            return
+        name = type(self.objective).__name__
+        compares = "classifier" not in self.objective.requires
+        if compares and self.samples_per_loss == 1 and self.negatives_per_anchor == 0:
+            raise InvalidValue(
+                f"{name} compares the samples of a batch, and a batch of 1 leaves nothing to compare: every loss would "
+                "be 0. Set a batch size of 2 or more, better of 64 and above."
+            )
+        if any(isinstance(part, nn.BatchNorm1d) for part in self.modules()):
+            raise InvalidValue(
+                f"a batch of 1 has no spread that batch normalisation could divide by, and {type(self).__name__} "
+                "normalises so; set a batch size of 2 or more."
+            )
 
     def on_train_epoch_start(self) -> None:
         """Tell the objective which epoch begins, and of how many."""
@@ -437,6 +458,8 @@ class Pretrain(LightningModule):
     def _held_out(self, batch: Batch, batch_idx: int, name: str) -> None:
         if "index" in self.objective.requires:
             return  # its state belongs to training samples; a held-out loss has no meaning
+        if len(batch.index) * self.trainer.world_size == 1:
+            return  # one sample is left over at the end, and nothing to compare it with
         views = self.make_views(batch.inputs, self._seeds(batch_idx, self.global_rank)[0])
         rows = self._counted(batch, batch_idx)
         loss = self._compare(views, self.embed(views), batch, rows)

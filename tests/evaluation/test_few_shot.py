@@ -391,7 +391,7 @@ def test_a_single_value_has_no_t_interval():
             lambda: compare_few_shot(
                 *(Features(torch.eye(3)),) * 2, torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
             ),
-            "takes two or more",
+            "takes two episodes or more",
         ),
     ],
 )
