@@ -281,6 +281,12 @@ class Approximate:
             self._inverted.cp.min_points_per_centroid = 1
             if (codes := getattr(self._faiss.downcast_index(self._inverted), "pq", None)) is not None:
                 codes.cp.min_points_per_centroid = 1
+        storage = self._inner.storage if self.is_graph else self._inner
+        for part in (self._inverted, storage):
+            coded = self._faiss.downcast_index(part) if part is not None else None
+            if hasattr(coded, "do_polysemous_training"):
+                # Orders the codes for a filter that no search here uses: most of the time of training, no result.
+                coded.do_polysemous_training = False
         try:
             self.index.train(rows)
         except RuntimeError as error:

@@ -165,4 +165,5 @@ def main(folder):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup would have ignored
     main(Path(sys.argv[1]))
