@@ -198,8 +198,8 @@ def _tensor(value: Any) -> Any:
 
 
 def _has_samples(value: Any) -> bool:
-    wrong = str | bytes | collections.abc.Mapping | np.generic
-    return hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, wrong | type)
+    wrong = (str, bytes, collections.abc.Mapping, np.generic, type)
+    return hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, wrong)
 
 
 def _choice(value: Any, choices: tuple[Any, ...]) -> Any:

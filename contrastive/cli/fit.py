@@ -71,9 +71,10 @@ def _discard_defaults(parser_or_action: Any, before: Any, now: Any) -> None:
     """
     if before and "init_args" in before and before["class_path"] != now["class_path"]:
         added = getattr(parser_or_action, "sub_add_kwargs", {})
-        defaults = _typehints.ActionTypeHint.get_class_parser(before["class_path"], added).get_defaults()
+        parser: Any = _typehints.ActionTypeHint.get_class_parser(before["class_path"], added)  # type: ignore[no-untyped-call]
+        defaults: Namespace = parser.get_defaults()
         _leave_out(before["init_args"], defaults)
-    _discard_what_does_not_fit(parser_or_action, before, now)
+    _discard_what_does_not_fit(parser_or_action, before, now)  # type: ignore[no-untyped-call]
 
 
 def _leave_out(arguments: Namespace, defaults: Namespace) -> None:

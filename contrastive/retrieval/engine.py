@@ -283,7 +283,7 @@ class Approximate:
                 codes.cp.min_points_per_centroid = 1
         storage = self._inner.storage if self.is_graph else self._inner
         for part in (self._inverted, storage):
-            coded = self._faiss.downcast_index(part) if part is not None else None
+            coded: Any = self._faiss.downcast_index(part) if part is not None else None
             if hasattr(coded, "do_polysemous_training"):
                 # Orders the codes for a filter that no search here uses: most of the time of training, no result.
                 coded.do_polysemous_training = False
