@@ -129,11 +129,11 @@ class Neighbours:
     # ------------------------------------------------------------------ searching
 
     def search(
-        self, queries: Array, k: int, mask: Array | None, effort: int | None = None
+        self, queries: Array, k: int, mask: Array | None, effort: int | None = None, spare: int = 0
     ) -> tuple[Array, Array]:
         """Closeness and slots ``(Q, k)`` among the slots in ``mask`` (bool, one for each slot; None for all).
 
-        Queries for which an approximate search leaves places empty that could be filled are compared with everything.
+        ``spare`` of the places are for what does not count: they bring no further candidates to rank again. Queries for which an approximate search leaves places empty that could be filled are compared with everything.
         Places that cannot be filled hold ``-inf`` and :data:`~contrastive.retrieval.engine.NOTHING`.
         """
         if self.approximate is None or not len(self):
@@ -141,7 +141,7 @@ class Neighbours:
         if mask is not None and not self.approximate.can_filter:
             return self.exact(queries, k, mask)
         if self.reranks:
-            wanted = min(max(k, _TUNED_K) * self.rerank, max(len(self), k))
+            wanted = min(max(k - spare, _TUNED_K) * self.rerank + spare, max(len(self), k))
             slots = self.approximate.search(queries, wanted, mask, effort)[1]
             scores, slots = self._rank_again(queries, slots, k)
         else:
@@ -233,7 +233,7 @@ class Neighbours:
 
         def measure() -> dict[str, Any]:
             start = time.perf_counter()
-            found = self.search(queries, wanted, mask)[1]
+            found = self.search(queries, wanted, mask, spare=wanted - k)[1]
             seconds = time.perf_counter() - start
             both = [len(np.intersect1d(a, b)) for a, b in zip(truth, found, strict=False)]
             hits = np.array(both or [k]) / k

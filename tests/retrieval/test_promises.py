@@ -82,6 +82,23 @@ def test_lists_are_tuned_as_they_are_built(factory):
     assert Index.build(base, factory=factory, recall=None).tuned is None
 
 
+def test_stored_queries_have_no_more_candidates_than_others(monkeypatch):
+    """They find themselves, and a place for that must not bring as many candidates as one for a neighbour."""
+    index = Index.build(smooth(2000, seed=1), factory="IVF16,PQ32x8", keep_vectors=True, recall=None)
+    asked = []
+    plain = index._neighbours.approximate.search
+    monkeypatch.setattr(
+        index._neighbours.approximate, "search", lambda q, k, *rest: asked.append(k) or plain(q, k, *rest)
+    )
+    index.tune(0.9)
+    own = set(asked)
+    asked.clear()
+    index.tune(0.9, queries=smooth(200, seed=2))
+    assert {count - 1 for count in own} & set(asked)
+    assert all(count % 10 == 0 for count in asked)
+    assert all(count % 10 == 1 for count in own)
+
+
 def test_recall_stays_as_vectors_come_and_go():
     base = vectors(1000, dim=32)
     index = Index.build(base, factory=GRAPH)
