@@ -133,7 +133,8 @@ class Neighbours:
     ) -> tuple[Array, Array]:
         """Closeness and slots ``(Q, k)`` among the slots in ``mask`` (bool, one for each slot; None for all).
 
-        ``spare`` of the places are for what does not count: they bring no further candidates to rank again. Queries for which an approximate search leaves places empty that could be filled are compared with everything.
+        ``spare`` of the places are for what does not count: they bring no further candidates to rank again. Queries for
+        which an approximate search leaves places empty that could be filled are compared with everything.
         Places that cannot be filled hold ``-inf`` and :data:`~contrastive.retrieval.engine.NOTHING`.
         """
         if self.approximate is None or not len(self):
