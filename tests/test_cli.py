@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 import contrastive.cli.fit as fit
 from contrastive.cli import INTERRUPTED, main
@@ -420,6 +421,39 @@ def test_what_the_trainer_does_not_allow_is_a_sentence(
     assert error.startswith("contrastive")
     assert said in error
     assert "Traceback" not in error
+
+
+def test_a_package_that_a_named_class_needs_is_a_sentence_and_a_failed_import_a_traceback(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(folder)
+    (folder / "needy.py").write_text(
+        "from lightning.pytorch import Callback\n"
+        "class Asks(Callback):\n"
+        "    def __init__(self):\n"
+        "        raise ModuleNotFoundError(\"Requirement 'abacus>=1' not met.\\n Try pip install abacus\")\n"
+        "class Imports(Callback):\n"
+        "    def __init__(self):\n"
+        "        import no_such_package_here\n"
+    )
+    words = [*TINY, "--extras.report=false"]
+    assert main(["fit", *words, "--trainer.callbacks+=needy.Asks"]) == 1
+    assert "error: Requirement 'abacus>=1' not met. Try pip install abacus" in capsys.readouterr().err
+    with pytest.raises((ValueError, ImportError), match="no_such_package_here"):
+        main(["fit", *words, "--trainer.callbacks+=needy.Imports"])
+
+
+def test_data_without_labels_are_told_in_words_of_the_user(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "plain").mkdir()
+    for number in range(12):
+        Image.new("L", (8, 8), 20 * number).save(folder / "plain" / f"{number}.png")
+    words = [f"--config={QUICKSTART}", "--data.source=plain", "--data.batch_size=8", "--model.views.size=8"]
+    assert main(["fit", *words, "--trainer.max_epochs=1", "--extras.report=false"]) == 0
+    said = capsys.readouterr().out
+    assert "not evaluated: the data have no labels; see the map" in said
+    assert "Features(" not in said
 
 
 def test_nothing_to_do_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

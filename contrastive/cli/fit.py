@@ -142,6 +142,20 @@ class Parser(ShortErrors, LightningArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
 
+_UNLABELLED = (
+    "the data have no labels; see the map, the neighbours and the rank of the embeddings in the report"
+)
+
+
+def _missing_package(problem: BaseException | None) -> str | None:
+    """What a class that was named says of a package it needs; a failed import in the user's own file is none."""
+    while problem is not None:
+        if isinstance(problem, ModuleNotFoundError) and problem.name is None:  # raised by hand, with advice
+            return " ".join(str(problem).split())
+        problem = problem.__cause__ or problem.__context__
+    return None
+
+
 class TrainerCLI(LightningCLI):
     """Lightning's command line, except that a run has a folder and a checkpoint gives way to what was typed.
 
@@ -239,6 +253,9 @@ class TrainerCLI(LightningCLI):
             cause: BaseException = problem
             while str(cause).startswith("Does not validate") and cause.__cause__ is not None:
                 cause = cause.__cause__
+            package = _missing_package(cause)
+            if package is not None:
+                raise ExtraMissing(package) from None
             raise cause from None
 
     # ------------------------------------------------------------------ the trainer
@@ -334,6 +351,9 @@ class TrainerCLI(LightningCLI):
         taken = {callback.state_key for callback in config["callbacks"]}  # of the user; no two may be alike
         return [callback for callback in callbacks if callback.state_key not in taken]
 
+    def _is_unlabelled(self) -> bool:
+        return getattr(self.datamodule, "num_classes", None) == 0
+
     def after_fit(self) -> None:
         """Evaluate the encoder and write the report, on the first process; the trained run stays if one fails."""
         if self.folder is None or not self.trainer.is_global_zero:
@@ -343,7 +363,7 @@ class TrainerCLI(LightningCLI):
             try:
                 evaluate_run(self.folder, data=self.datamodule, trust=True)
             except (ValueError, TypeError, OSError) as problem:
-                print(f"not evaluated: {problem}")
+                print(f"not evaluated: {_UNLABELLED if self._is_unlabelled() else problem}")
         print(f"run folder: {self.folder}")
         if extras.report:
             print(f"report:     {write_report(self.folder, trust=True)}")

@@ -22,6 +22,8 @@ from contrastive.errors import InvalidValue
 MEMORY_BUDGET = 4 << 30
 """Bytes of decoded images up to which ``in_memory="auto"`` holds them all in memory."""
 
+_LARGEST_SIDE = 1 << 14  # pixels: one image of twice that is beyond what Pillow decodes
+
 COLOURS: dict[str, Colour] = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
 
 
@@ -115,6 +117,8 @@ class ImageData(DataModule):
             raise InvalidValue(
                 f"ImageData(size={size}): set at least one pixel, or None to keep the images' own."
             )
+        if size is not None and max((size, size) if isinstance(size, int) else size) > _LARGEST_SIDE:
+            raise InvalidValue(f"ImageData(size={size}): set at most {_LARGEST_SIDE:,} pixels a side.")
         self.source = source
         self.test = test
         self.root = root

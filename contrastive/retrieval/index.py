@@ -447,9 +447,7 @@ class Index:
         Raises:
             TypeError, ValueError: queries that are not valid, k below 1, or a filter that does not fit the columns.
         """
-        k = check_whole("search", "k", k, -LARGEST, _LARGEST_K)
-        if k < 1:
-            raise InvalidValue(f"search: k is {k}; give the number of neighbours, 1 or more.")
+        k = check_whole("search", "k", k, 1, _LARGEST_K)
         rows = as_rows(queries, self.metric, self.dim, "search")
         mask = self._mask(filter, "search")
         few = bool(filter) and mask is not None and int(mask.sum()) <= _FEW and self._neighbours.has_vectors

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from contrastive.checks import LARGEST, check_number, check_whole, shown
+from contrastive.checks import check_number, check_whole, shown
 from contrastive.errors import FileInTheWay, FileMissing, FileTrouble, InvalidType, InvalidValue, UnknownKey
 from contrastive.retrieval import engine
 from contrastive.retrieval.ids import Array, Ids, as_ids
@@ -157,9 +157,7 @@ class MilvusIndex:
         Raises:
             TypeError, ValueError: queries that are not valid, k below 1, or a filter that does not fit the columns.
         """
-        k = check_whole("search", "k", k, -LARGEST, 2**31 - 1)
-        if k < 1:
-            raise InvalidValue(f"search: k is {k}; give the number of neighbours, 1 or more.")
+        k = check_whole("search", "k", k, 1, 2**31 - 1)
         rows = as_rows(queries, self.metric, self.dim, "search")
         words = expression(filter, self._schema, "search")
         scores = np.full((len(rows), k), -np.inf, np.float32)

@@ -231,6 +231,7 @@ def test_a_broken_image_of_a_stream_is_named(write_images):
         ({"channels": 2}, "channels=2"),
         ({"size": 0}, "size=0"),
         ({"size": (4, 0)}, r"size=\(4, 0\)"),
+        ({"size": 10**6}, r"size=1000000\): set at most 16,384 pixels"),
     ],
 )
 def test_options_out_of_range_are_refused_at_once(options, message):

@@ -374,6 +374,8 @@ def test_bad_columns_and_options():
         with pytest.raises(ValueError, match=sentence):
             index.add(vectors(1), [9], metadata)
     assert len(index) == 4
+    with pytest.raises(TypeError, match=r"k is 1\.5; give a whole number from 1 to"):
+        index.search(vectors(1), 1.5)
     with pytest.raises(ValueError, match="k is 0"):
         index.search(vectors(1), 0)
     with pytest.raises(ValueError, match="metric is 'manhattan'; choose one of cosine"):
