@@ -184,7 +184,7 @@ def _range(name: str, kind: pa.DataType, lists: bool, low: Any, high: Any) -> Co
 
 def _number(value: Any) -> Any:
     if not isinstance(value, _NUMBER) or isinstance(value, bool | np.bool_):
-        raise TypeError("the column holds numbers")
+        raise InvalidType("the column holds numbers")
     return float(value) if isinstance(value, np.floating) else value
 
 
@@ -223,13 +223,13 @@ def _cell_of(kind: pa.DataType) -> Callable[[Any], Any]:
 
 def _truth(value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
-        raise TypeError("the column holds truth values")
+        raise InvalidType("the column holds truth values")
     return bool(value)
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError("the column holds texts")
+        raise InvalidType("the column holds texts")
     value.encode()  # half of a surrogate pair is no text
     return str(value)
 

@@ -140,7 +140,7 @@ class MilvusIndex:
             # Collections of earlier versions say nothing of their columns.
             self._schema = read_kinds(about["columns"]) if "columns" in about else None
             if self.metric not in METRICS:
-                raise ValueError(self.metric)
+                raise InvalidValue(self.metric)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidValue(
                 f"collection {collection!r} of {uri} was not made by export_to_milvus; export an index to a new one."

@@ -141,7 +141,6 @@ def try_index(factory: str, change: str, seconds: float, threads: int) -> dict[s
 
 def try_recommender(factory: str, seconds: float, threads: int) -> dict[str, Any]:
     """Recommendations beside new items."""
-    import pandas as pd
     import torch
 
     from recsys import Recommender, SequenceData
@@ -151,9 +150,7 @@ def try_recommender(factory: str, seconds: float, threads: int) -> dict[str, Any
     generator = np.random.default_rng(0)
     users = np.repeat(np.arange(60), 30)
     items = generator.integers(0, 300, len(users))
-    data = SequenceData.from_dataframe(
-        pd.DataFrame({"user": users, "item": items, "time": np.arange(len(users))})
-    )
+    data = SequenceData.from_dataframe({"user": users, "item": items, "time": np.arange(len(users))})
     encoder = GRU4Rec(num_items=data.num_items, dim=16, max_length=20).eval()
     recommender = Recommender.from_model(encoder, data, factory=factory)
     known = list(recommender.ids)
