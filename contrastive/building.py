@@ -349,7 +349,7 @@ def _shown(value: Any) -> str:
 def _by_jsonargparse(part: Any, base: type, where: str) -> Any:
     from jsonargparse import ArgumentError, ArgumentParser
 
-    from contrastive.plain_paths import spare_files
+    from contrastive.parsing import spare_files
 
     if not isinstance(part, Mapping) or "class_path" not in part:
         raise InvalidValue(

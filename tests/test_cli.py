@@ -400,6 +400,34 @@ def test_a_run_that_is_refused_leaves_no_folder(folder: Path, capsys: pytest.Cap
     assert main(["fit", f"--config={QUICKSTART}", "--data.source=nowhere", "--name=r"]) == 1
     assert "nowhere" in capsys.readouterr().err
     assert list(Path("runs/r").iterdir()) == []
+    words = ["fit", f"--config={QUICKSTART}", "--data.batch_size=1", "--run_dir=ref"]
+    for _ in range(2):  # nothing of the first is in the way of the second
+        assert main(words) == 1
+        assert "a batch of 1 leaves nothing to compare" in capsys.readouterr().err
+        assert not Path("ref").exists()
+
+
+def test_what_fails_after_a_batch_keeps_its_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("late.py").write_text(
+        "import lightning.pytorch as pl\nfrom contrastive.errors import InvalidValue\n"
+        "class Late(pl.Callback):\n"
+        "    def on_train_epoch_end(self, trainer, pl_module):\n"
+        "        raise InvalidValue('too late.')\n"
+    )
+    assert main(["fit", *TINY, "--trainer.callbacks=late.Late", "--run_dir=kept"]) == 1
+    assert "too late." in capsys.readouterr().err
+    assert {"config.yaml", "run.json"} <= {path.name for path in Path("kept").iterdir()}
+
+
+def test_a_command_that_is_not_there_is_not_taken_for_one_that_is_unlike_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["compare", "a", "b"]) == 2
+    said = capsys.readouterr().err
+    assert "did you mean" not in said
+    assert "choose from" in said
+    assert main(["serch"]) == 2
+    assert "did you mean search?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

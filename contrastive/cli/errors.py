@@ -24,7 +24,7 @@ LONGEST = 500
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return the member of ``choices`` that is spelt most like ``name``, or an empty string."""
     lower = {choice.lower(): choice for choice in choices}
-    found = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    found = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
     return lower[found[0]] if found else ""
 
 

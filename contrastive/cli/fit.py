@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import Namespace, _typehints
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -32,10 +31,10 @@ from contrastive.cli.errors import ShortErrors
 from contrastive.cli.progress import RunProgress
 from contrastive.cli.request import given, has_own_seed, kept, run_name, texts, with_shipped
 from contrastive.cli.run_folder import SaveRun, new_run_folder, newest_checkpoint
-from contrastive.errors import ExtraMissing, InvalidValue, ProcessLost
+from contrastive.errors import ExtraMissing, InputError, InvalidValue, ProcessLost
 from contrastive.evaluation import evaluate_run
 from contrastive.evaluation.report import write_report
-from contrastive.plain_paths import spare_files
+from contrastive.parsing import keep_own_defaults, prefer, spare_files
 from contrastive.reading import read_tensors
 from contrastive.training import ExportEncoder, SaveOnStop
 from contrastive.training.checkpoints import LastCheckpoint, WholeFiles
@@ -48,50 +47,8 @@ OURS = {
     for package in (data, encoders, evaluation, objectives, training, views)
     for name in package.__all__
 }
-_among_all = _typehints.resolve_class_path_by_name
-
-
-def _ours_first(base: Any, name: str) -> str:
-    """Resolve a short class name to ours, though another library that was imported has a class of that name."""
-    ours, bases = OURS.get(name), base if isinstance(base, tuple) else (base,)
-    if isinstance(ours, type) and any(isinstance(b, type) and issubclass(ours, b) for b in bases):
-        return str(_typehints.get_import_path(ours))  # type: ignore[attr-defined]
-    found: str = _among_all(base, name)
-    return found
-
-
-_typehints.resolve_class_path_by_name = _ours_first  # type: ignore[assignment]
-_discard_what_does_not_fit = _typehints.discard_init_args_on_class_path_change
-
-
-def _discard_defaults(parser_or_action: Any, before: Any, now: Any) -> None:
-    """Where one class takes the place of another, let it have its own defaults and not those of the other.
-
-    jsonargparse hands on every value that the new class would accept, be it chosen or a default of the old class.
-    """
-    if before and "init_args" in before and before["class_path"] != now["class_path"]:
-        added = getattr(parser_or_action, "sub_add_kwargs", {})
-        parser: Any = _typehints.ActionTypeHint.get_class_parser(before["class_path"], added)  # type: ignore[no-untyped-call]
-        defaults: Namespace = parser.get_defaults()
-        _leave_out(before["init_args"], defaults)
-    _discard_what_does_not_fit(parser_or_action, before, now)  # type: ignore[no-untyped-call]
-
-
-def _leave_out(arguments: Namespace, defaults: Namespace) -> None:
-    for name, value in list(vars(arguments).items()):
-        if name not in defaults:
-            continue
-        if value == defaults[name]:
-            arguments.pop(name)
-        elif (
-            isinstance(value, Namespace)
-            and isinstance(defaults[name], Namespace)
-            and "class_path" not in value
-        ):
-            _leave_out(value, defaults[name])  # the fields of a dataclass
-
-
-_typehints.discard_init_args_on_class_path_change = _discard_defaults
+prefer(OURS)
+keep_own_defaults()
 spare_files()
 
 # What Pretrain takes by itself if it is given none, named here so that --model.views.size=64 is enough.
@@ -140,11 +97,6 @@ class Parser(ShortErrors, LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
-
-
-_UNLABELLED = (
-    "the data have no labels; see the map, the neighbours and the rank of the embeddings in the report"
-)
 
 
 def _missing_package(problem: BaseException | None) -> str | None:
@@ -301,8 +253,23 @@ class TrainerCLI(LightningCLI):
         """Remove the folder of a run that was refused before it began."""
         if self.folder is None or (self.folder / "run.json").exists():
             return
-        for events in self.folder.glob("events.out.tfevents.*"):  # TensorBoard's, in which nothing stands yet
-            events.unlink(missing_ok=True)
+        self._remove("events.out.tfevents.*")  # TensorBoard's, in which nothing stands yet
+
+    def _leave_no_refused_folder(self) -> None:
+        """The same once it had begun, if not one batch was trained on: what stands there says only what was asked."""
+        trained = any(isinstance(one, SaveRun) and one.trained for one in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if self.folder is None or trained or not self.trainer.is_global_zero:
+            return
+        for logger in self.trainer.loggers:
+            logger.finalize("failed")  # or it would write anew when the process ends
+        self._remove("run.json", "config.yaml", "hparams.yaml", "metrics.csv", "events.out.tfevents.*")
+
+    def _remove(self, *patterns: str) -> None:
+        """Remove such files of the run folder, and the folder if nothing else is in it."""
+        assert self.folder is not None
+        for pattern in patterns:
+            for file in self.folder.glob(pattern):
+                file.unlink(missing_ok=True)
         with suppress(OSError):  # it holds something
             self.folder.rmdir()
 
@@ -351,19 +318,21 @@ class TrainerCLI(LightningCLI):
         taken = {callback.state_key for callback in config["callbacks"]}  # of the user; no two may be alike
         return [callback for callback in callbacks if callback.state_key not in taken]
 
-    def _is_unlabelled(self) -> bool:
-        return getattr(self.datamodule, "num_classes", None) == 0
-
     def after_fit(self) -> None:
         """Evaluate the encoder and write the report, on the first process; the trained run stays if one fails."""
         if self.folder is None or not self.trainer.is_global_zero:
             return
         extras: Extras = self._get(self.config_init, "extras")
-        if extras.evaluate and (self.folder / "encoder").is_dir():
+        if extras.evaluate and getattr(self.datamodule, "num_classes", None) == 0:
+            print(
+                "not evaluated: the data have no labels; see the map, the neighbours and the rank of the embeddings in "
+                "the report"
+            )
+        elif extras.evaluate and (self.folder / "encoder").is_dir():
             try:
                 evaluate_run(self.folder, data=self.datamodule, trust=True)
             except (ValueError, TypeError, OSError) as problem:
-                print(f"not evaluated: {_UNLABELLED if self._is_unlabelled() else problem}")
+                print(f"not evaluated: {problem}")
         print(f"run folder: {self.folder}")
         if extras.report:
             print(f"report:     {write_report(self.folder, trust=True)}")
@@ -378,6 +347,9 @@ class TrainerCLI(LightningCLI):
                 raise InvalidValue(explained) from None
             if (explained := lost_process(problem)) is not None:
                 raise ProcessLost(explained) from None
+            raise
+        except InputError:
+            self._leave_no_refused_folder()
             raise
         finally:
             self._leave_no_empty_folder()

@@ -93,6 +93,11 @@ class SaveRun(SaveConfigCallback):
     ) -> None:
         super().__init__(parser, config, overwrite=True, save_to_log_dir=False)
         self.folder, self.words, self.checkpoint = folder, list(words), checkpoint
+        self.trained = False  # on one batch or more
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Note that the run has begun."""
+        self.trained = True
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write both files."""

@@ -221,11 +221,6 @@ class Pretrain(LightningModule):
                 f"{name} compares the samples of a batch, and a batch of 1 leaves nothing to compare: every loss would "
                 "be 0. Set a batch size of 2 or more, better of 64 and above."
             )
-        if any(isinstance(part, nn.BatchNorm1d) for part in self.modules()):
-            raise InvalidValue(
-                f"a batch of 1 has no spread that batch normalisation could divide by, and {type(self).__name__} "
-                "normalises so; set a batch size of 2 or more."
-            )
 
     def on_train_epoch_start(self) -> None:
         """Tell the objective which epoch begins, and of how many."""
@@ -319,6 +314,13 @@ class Pretrain(LightningModule):
             loss = contrast(views, batch)
         except FloatingPointError as error:
             problem = error
+        except ValueError as error:
+            if "Expected more than 1 value per channel" not in str(error):  # of torch's batch normalisation
+                raise
+            raise InvalidValue(
+                "batch normalisation needs two values or more of every feature, and a batch of this process gives it "
+                "one; set a larger batch size."
+            ) from error
         if any(agree(self.trainer, problem is not None)):
             bad = NotFinite(self._describe(problem, batch))
             bad.everywhere = True

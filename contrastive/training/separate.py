@@ -173,6 +173,19 @@ class Separate(Pretrain):
         more = f" and {len(said) - 8} more" if len(said) > 8 else ""
         return {"background": background, "targets": f"{', '.join(said[:8])}{more}"}
 
+    def on_train_start(self) -> None:
+        """Refuse batches that can hold no background beside a target.
+
+        Raises:
+            ValueError: If a batch has one sample.
+        """
+        if self.samples_per_loss == 1:
+            raise InvalidValue(
+                "Separate sets background samples against targets, and a batch of 1 has one of them; set a batch size "
+                "of 2 or more, better of 64 and above."
+            )
+        super().on_train_start()
+
     def embed(self, views: list[Tensor]) -> list[Tensor]:
         """Embed V views in both spaces; return V common embeddings, then V salient ones."""
         common = self._embed(views, self.common_encoder, self.common_projector)

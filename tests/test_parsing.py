@@ -1,16 +1,20 @@
 """A file named where a text is accepted stays a path: on the command line, in YAML, and in the folder of a run."""
 
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from jsonargparse import _typehints
 from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from contrastive import parsing
 from contrastive.building import build
 from contrastive.cli import main
 
@@ -128,3 +132,18 @@ def test_no_error_prints_a_list_back(folder: Path, capsys: pytest.CaptureFixture
     said = capsys.readouterr().err
     assert len(said) < 600
     assert "absent900.png" not in said
+
+
+def test_the_names_of_jsonargparse_are_as_they_were() -> None:
+    """If this fails, jsonargparse has moved what ``contrastive/parsing.py`` replaces: find it, or the public way."""
+
+    def parameters(function: Any) -> list[str]:
+        return list(inspect.signature(function).parameters)
+
+    assert parameters(parsing._among_all) == ["cls", "name"]
+    assert parameters(parsing._discard_what_does_not_fit) == ["parser_or_action", "prev_val", "value"]
+    assert parameters(_typehints.ActionTypeHint.get_class_parser)[:2] == ["val_class", "sub_add_kwargs"]
+    assert {"kwargs", "enable_path"} <= set(parameters(parsing._prepare))
+    for name in ("resolve_class_path_by_name", "discard_init_args_on_class_path_change"):
+        assert f"{name}(" in inspect.getsource(_typehints)  # it is called by this name, so ours is
+    assert callable(_typehints.get_import_path)
